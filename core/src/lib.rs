@@ -1,0 +1,37 @@
+//! The nouns of Farebox and the rules that hold between them: money, tariffs, offers, proofs, payment states,
+//! receipts, and the ports behind which rails and ledgers stand.
+//!
+//! Nothing here does IO, reads a clock or knows a runtime. What a word means is in GLOSSARY.md.
+
+mod answer;
+mod asset;
+mod credential;
+mod id;
+mod money;
+mod offer;
+mod payment;
+pub mod ports;
+mod receipt;
+mod refusal;
+mod tariff;
+mod text;
+mod time;
+
+pub use answer::{Answer, AnswerHeader};
+pub use asset::{AssetId, AssetIdError, Network, NetworkError};
+pub use credential::{
+    AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, TransferAuthorization, X402Credential,
+    X402Version,
+};
+pub use id::{InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RouteId, TransactionId};
+pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
+pub use offer::{Challenge, Offer, Payer, RailName, Resource};
+pub use payment::{
+    Binding, BlockRef, Claim, Claimed, Delivery, IllegalEvent, Payment, PaymentEvent, PaymentState, Permit,
+    StoredTransaction, TransactionFate,
+};
+pub use receipt::Receipt;
+pub use refusal::{Charged, Refusal, Retry};
+pub use tariff::{Access, SettleWhen, Tariff};
+pub use text::Untrusted;
+pub use time::Timestamp;
