@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn networks_have_one_spelling() {
         assert_eq!("eip155:8453".parse::<Network>().unwrap().evm_chain_id(), Some(8453));
-        for wrong in ["", "base", "eip155:", "eip155:08453", "eip155:+1", "EIP155:1", "eip155:1/erc20:0x", "eip155:0x1"] {
+        for wrong in ["", "base", "eip155:", "eip155:08453", "eip155:+1", "EIP155:1", "eip155:1/erc20:0x", "eip155:0x1"]
+        {
             assert!(wrong.parse::<Network>().is_err(), "{wrong}");
         }
     }

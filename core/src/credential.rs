@@ -63,7 +63,9 @@ impl Serialize for CredentialDigest {
 
 impl<'de> Deserialize<'de> for CredentialDigest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        fixed_hex(&String::deserialize(deserializer)?).map(Self).ok_or_else(|| serde::de::Error::custom("expected 64 hex digits"))
+        fixed_hex(&String::deserialize(deserializer)?)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("expected 64 hex digits"))
     }
 }
 
@@ -151,11 +153,12 @@ pub struct TransferAuthorization {
     /// The recipient.
     pub to: EvmAddress,
     /// Smallest units. A uint256 in the standard; values of 2^128 or more are refused by the parser.
-    #[serde(with = "u128_string")]
+    #[serde(with = "crate::money::decimal_string")]
     pub value: u128,
     /// Not valid at or before this time; seconds since the Unix epoch. Values above 2^64 - 1 are refused by the parser.
     pub valid_after: u64,
-    /// Not valid at or after this time; seconds since the Unix epoch. Values above 2^64 - 1 read as 2^64 - 1 nowhere: refused.
+    /// Not valid at or after this time; seconds since the Unix epoch. Values above 2^64 - 1 are refused
+    /// by the parser.
     pub valid_before: u64,
     /// Random, unique for the payer and token.
     #[serde(with = "hex_32")]
@@ -227,7 +230,8 @@ mod hex_32 {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
-        super::fixed_hex(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom("expected 32 bytes in hex"))
+        super::fixed_hex(&String::deserialize(deserializer)?)
+            .ok_or_else(|| D::Error::custom("expected 32 bytes in hex"))
     }
 }
 
@@ -241,18 +245,5 @@ mod hex_bytes {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         hex::decode(text.strip_prefix("0x").unwrap_or(&text)).map_err(D::Error::custom)
-    }
-}
-
-mod u128_string {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    pub(super) fn serialize<S: Serializer>(value: &u128, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }

@@ -20,14 +20,14 @@ mod time;
 pub use answer::{Answer, AnswerHeader};
 pub use asset::{AssetId, AssetIdError, Network, NetworkError};
 pub use credential::{
-    AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, TransferAuthorization, X402Credential,
-    X402Version,
+    AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, TransferAuthorization,
+    X402Credential, X402Version,
 };
 pub use id::{InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RouteId, TransactionId};
 pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
 pub use offer::{Challenge, Offer, Payer, RailName, Resource};
 pub use payment::{
-    Binding, BlockRef, Claim, Claimed, Delivery, IllegalEvent, Payment, PaymentEvent, PaymentState, Permit,
+    Binding, BlockRef, Claim, Claimed, Contest, Delivery, IllegalEvent, Payment, PaymentEvent, PaymentState, Permit,
     StoredTransaction, TransactionFate,
 };
 pub use receipt::Receipt;

@@ -17,7 +17,9 @@ pub struct Decimal {
 
 /// Why a text is no [`Decimal`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("expected a plain decimal number such as 0.01, with at most 30 digits and 18 of them after the point, found {found}")]
+#[error(
+    "expected a plain decimal number such as 0.01, with at most 30 digits and 18 of them after the point, found {found}"
+)]
 pub struct DecimalError {
     /// What was found instead.
     pub found: Untrusted,
@@ -166,8 +168,8 @@ impl FromStr for Price {
             Some(rest) => (rest.parse().map_err(|_| wrong())?, |usd, _| Self::Usd(usd)),
             None => {
                 let (amount, symbol) = text.split_once(' ').ok_or_else(wrong)?;
-                let symbol_ok = (1..=16).contains(&symbol.len())
-                    && symbol.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+                let symbol_ok =
+                    (1..=16).contains(&symbol.len()) && symbol.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
                 if !symbol_ok {
                     return Err(wrong());
                 }
@@ -239,15 +241,14 @@ impl Amount {
 }
 
 /// Amounts travel and rest as decimal strings: JSON numbers and SQLite integers end before 2^128.
-mod decimal_string {
+pub(crate) mod decimal_string {
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    pub(super) fn serialize<S: Serializer>(units: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(units: &u128, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(units)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(D::Error::custom("expected a decimal string of digits"));
@@ -263,9 +264,10 @@ mod tests {
     use super::*;
 
     fn check(text: &str, decimals: u8, expected: Result<u128, &str>) {
-        let found = text.parse::<Decimal>().map_err(|e| e.to_string()).and_then(|d| {
-            d.to_units(decimals).map_err(|e| e.to_string())
-        });
+        let found = text
+            .parse::<Decimal>()
+            .map_err(|e| e.to_string())
+            .and_then(|d| d.to_units(decimals).map_err(|e| e.to_string()));
         match expected {
             Ok(units) => assert_eq!(found, Ok(units), "{text}"),
             Err(part) => assert!(found.as_ref().is_err_and(|e| e.contains(part)), "{text}: {found:?}"),

@@ -31,7 +31,7 @@ impl fmt::Display for RailName {
 }
 
 /// One way to pay one price: so much, of this asset, to this account.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// The rail that takes it.
     pub rail: RailName,
