@@ -226,7 +226,7 @@ pub enum PaymentEvent {
         /// Where it was mined.
         block: BlockRef,
     },
-    /// The chain said no for good. `Settling | InDoubt -> Refused`.
+    /// The chain said no for good. `Settling | InDoubt -> Refused`; `Claimed (by the holder) -> Void`, since no transaction exists.
     Refused {
         /// Why, as a stable code.
         code: Cow<'static, str>,
@@ -358,7 +358,7 @@ impl Payment {
         let ours = self.holder.as_ref() == Some(by);
         let expired = self.holder.is_none() || now >= self.lease_until;
         match (self.state, event) {
-            (S::Claimed, E::Released { code }) if ours => self.end(S::Void, Some(code.clone())),
+            (S::Claimed, E::Released { code } | E::Refused { code }) if ours => self.end(S::Void, Some(code.clone())),
             (S::Claimed, E::LeaseExpired) if expired => self.end(S::Void, Some(Cow::Borrowed("lease_expired"))),
             (S::Claimed, E::SettlementStarted { transaction }) if ours => self.settling(transaction),
             (S::Settling | S::InDoubt, E::SettlementStarted { transaction }) => self.settling(transaction),

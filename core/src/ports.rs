@@ -58,6 +58,25 @@ pub trait Rail: fmt::Debug + Send + Sync {
     /// Finds out what became of a payment in `Settling`, `InDoubt` or `Settled`, and pushes it on: broadcasts stored
     /// transactions again, never signs for a payment that may already be charged.
     async fn resolve(&self, payment: &Payment) -> Settlement;
+
+    /// For each network of this rail, the lowest block that a reorganisation could still undo: payments mined there or above
+    /// are looked at again. Networks whose head could not be read are left out. Empty for a rail without blocks.
+    async fn revocable(&self) -> Vec<(Network, u64)>;
+
+    /// Whether the chain still has this block at this height.
+    ///
+    /// # Errors
+    /// The chain could not be asked, or disagrees with itself; never taken for [`Canonical::Gone`].
+    async fn is_canonical(&self, network: &Network, block: &BlockRef) -> Result<Canonical, BoxError>;
+}
+
+/// What a chain says of a block it once had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canonical {
+    /// It still has it.
+    Holds,
+    /// Another block is at its height, or none.
+    Gone,
 }
 
 /// A credential that passed every check that needs no IO.
@@ -100,7 +119,7 @@ pub enum Settlement {
     Refused(Rejected),
     /// Not known yet. Never a reason for a new bill.
     InDoubt {
-        /// A transaction that may move it, if one was stored.
+        /// A transaction that may move it. `None` says that nothing was broadcast, so that the claim may be released.
         transaction: Option<TransactionId>,
         /// Why it is not known.
         source: BoxError,

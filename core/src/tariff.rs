@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Offer, Price, RouteId};
+use crate::{Offer, Price, RouteId, Timestamp};
 
 /// When, within a paid request, the money is moved. The claim always comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Tariff {
     pub offers: Arc<[Offer]>,
     /// Offers of this route from before its price changed, honoured until the bills that carried them have run out.
     pub earlier_offers: Arc<[Offer]>,
+    /// Until when: the start of this process plus the longest `max_timeout_s` among them.
+    pub earlier_until: Timestamp,
     /// When to settle.
     pub settle: SettleWhen,
     /// For people; may be empty.
