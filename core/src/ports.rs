@@ -190,11 +190,12 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Unavailable: the claim may or may not have been made.
     async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerUnavailable>;
 
-    /// Applies an event by [`Payment::apply`] and returns the row after it.
+    /// Applies events in order by [`Payment::apply`], all of them in one commit or none, and returns the row after them.
+    /// Keeps the answer that comes with a [`PaymentEvent::Delivered`].
     ///
     /// # Errors
-    /// The event does not fit, there is no such payment, or unavailable.
-    async fn record(&self, id: PaymentId, event: PaymentEvent, now: Timestamp) -> Result<Payment, RecordError>;
+    /// An event does not fit, there is no such payment, or unavailable.
+    async fn record(&self, id: PaymentId, events: Vec<PaymentEvent>, now: Timestamp) -> Result<Payment, RecordError>;
 
     /// The kept answer of a delivered payment, unless its time (the ledger's `answers_kept_for`) is over.
     ///
