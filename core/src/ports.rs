@@ -210,11 +210,22 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Unavailable.
     async fn unresolved(&self, now: Timestamp, limit: u32) -> Result<Vec<Payment>, LedgerUnavailable>;
 
-    /// Settled payments on `network` mined at or above `block`, which a reorganisation could still undo; at most `limit`.
+    /// The distinct blocks at or above `from` in which settled payments on `network` were mined, lowest first.
     ///
     /// # Errors
     /// Unavailable.
-    async fn settled_from(&self, network: &Network, block: u64, limit: u32) -> Result<Vec<Payment>, LedgerUnavailable>;
+    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable>;
+
+    /// Payments in `Settled` that were mined in exactly this block, at most `limit`.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn settled_in(
+        &self,
+        network: &Network,
+        block: &BlockRef,
+        limit: u32,
+    ) -> Result<Vec<Payment>, LedgerUnavailable>;
 
     /// Payments by filter, newest first.
     ///
