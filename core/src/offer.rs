@@ -74,6 +74,12 @@ impl Payer {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The address alone, without its network.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.0.rsplit_once(':').map_or(&*self.0, |(_, address)| address)
+    }
 }
 
 impl fmt::Display for Payer {
