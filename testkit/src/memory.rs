@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use farebox_core::{
-    Answer, Claim, Claimed, Contest, InstanceId, LaneKey, Network, Offer, Payment, PaymentEvent, PaymentId,
+    Answer, BlockRef, Claim, Claimed, Contest, InstanceId, LaneKey, Network, Offer, Payment, PaymentEvent, PaymentId,
     PaymentState, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     ports::{Ledger, LedgerUnavailable, PaymentFilter, RecordError, TransactionStore},
 };
@@ -182,17 +182,24 @@ impl Ledger for MemoryLedger {
         })
     }
 
-    async fn settled_from(&self, network: &Network, block: u64, limit: u32) -> Result<Vec<Payment>, LedgerUnavailable> {
-        self.ask("list settled payments", |books| {
-            let above = |p: &&Payment| {
-                p.state == PaymentState::Settled
-                    && p.amount.asset.network() == network
-                    && p.block.is_some_and(|b| b.number >= block)
-            };
-            let mut found: Vec<_> = books.payments.values().filter(above).cloned().collect();
-            found.sort_by_key(|p| (p.block.map(|b| b.number), p.id));
-            found.truncate(limit as usize);
+    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable> {
+        self.ask("list settled blocks", |books| {
+            let mut found: Vec<_> =
+                books.settled_on(network).filter_map(|p| p.block).filter(|b| b.number >= from).collect();
+            found.sort_by_key(|b| (b.number, b.hash));
+            found.dedup();
             found
+        })
+    }
+
+    async fn settled_in(
+        &self,
+        network: &Network,
+        block: &BlockRef,
+        limit: u32,
+    ) -> Result<Vec<Payment>, LedgerUnavailable> {
+        self.ask("list payments settled in a block", |books| {
+            books.settled_on(network).filter(|p| p.block == Some(*block)).take(limit as usize).cloned().collect()
         })
     }
 
@@ -277,6 +284,10 @@ impl TransactionStore for MemoryLedger {
 }
 
 impl Books {
+    fn settled_on(&self, network: &Network) -> impl Iterator<Item = &Payment> {
+        self.payments.values().filter(move |p| p.state == PaymentState::Settled && p.amount.asset.network() == network)
+    }
+
     fn holding(&self, proof: &ProofId) -> Option<&Payment> {
         self.payments.values().find(|p| p.proof == *proof && p.state != PaymentState::Void)
     }
