@@ -1,0 +1,1 @@
+//! A client's body on its way upstream, counted and watched.
