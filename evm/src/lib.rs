@@ -1,1 +1,21 @@
-//! x
+//! EVM chains: the x402 `exact` rail by EIP-3009 with its own relayer, a wallet, and what `farebox check` asks a chain.
+//!
+//! The only crate of the product that knows alloy.
+
+mod address;
+mod config;
+mod error;
+mod inspect;
+mod key;
+mod known;
+mod rail;
+mod wallet;
+
+pub use address::{AddressError, checksum, parse_address};
+pub use config::{AssetConfig, ChainConfig, ChainLimits, ETHER, GWEI, Pegged, RpcUrl, RpcUrlError};
+pub use error::ConnectError;
+pub use inspect::{ChainReport, Finding, Severity, inspect};
+pub use key::{EvmKey, KeyError};
+pub use known::{KNOWN_ASSETS, KnownAsset, is_test_network, known_asset};
+pub use rail::EvmRail;
+pub use wallet::LocalWallet;
