@@ -1,0 +1,130 @@
+//! The 402 for browsers: one self-contained page, no script, nothing loaded from elsewhere.
+
+use std::fmt::{self, Display, Write as _};
+
+use farebox_core::{Challenge, Offer, Price, Retry};
+
+use crate::problem::Title;
+
+/// A policy under which [`html`] shows as meant and nothing else runs.
+pub const CONTENT_SECURITY_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page for `challenge`, whose price the seller wrote as `price`. Says what the problem body says; every text is escaped.
+#[must_use]
+pub fn html(challenge: &Challenge, price: &Price) -> String {
+    let mut page = String::with_capacity(4096);
+    match write_page(&mut page, challenge, price) {
+        Ok(()) => page,
+        Err(fmt::Error) => unreachable!("a string takes every write"),
+    }
+}
+
+fn write_page(page: &mut String, challenge: &Challenge, price: &Price) -> fmt::Result {
+    let (resource, refusal) = (&challenge.resource, &challenge.refusal);
+    let title = Title(&refusal.code).to_string();
+    page.push_str(HEAD);
+    write!(page, "<title>402: {title}</title></head><body><main><h1>{title}</h1>", title = Escaped(&title))?;
+    write!(page, "<p>{}</p>", Escaped(&refusal.detail))?;
+    page.push_str("<dl>");
+    fact(page, "Price", &Escaped(&price.to_string()))?;
+    fact(page, "For", &format_args!("<code>{}</code>", Escaped(&resource.url)))?;
+    if !resource.description.is_empty() {
+        fact(page, "Description", &Escaped(&resource.description))?;
+    }
+    if !resource.mime_type.is_empty() {
+        fact(page, "Media type", &Escaped(&resource.mime_type))?;
+    }
+    let charged = serde_json::to_value(refusal.charged).map_err(|_| fmt::Error)?;
+    fact(
+        page,
+        "Charged",
+        &match charged.as_bool() {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "not known yet",
+        },
+    )?;
+    fact(
+        page,
+        "Next",
+        &match refusal.retry {
+            Retry::AfterPayment => "pay, then send the request again",
+            Retry::SameProof => "send the identical request again, never a new payment",
+            Retry::Never => "this request will not be served",
+        },
+    )?;
+    fact(page, "Code", &format_args!("<code>{}</code>", Escaped(&refusal.code)))?;
+    page.push_str("</dl><h2>How to pay</h2><p>From a terminal:</p>");
+    write!(page, "<pre>farebox pay {}</pre>", Escaped(&shell_quoted(&resource.url)))?;
+    page.push_str(
+        "<p>Any x402 client pays it too: the terms are in the <code>PAYMENT-REQUIRED</code> header of this answer, and in a \
+         JSON body for clients that do not ask for HTML.</p><h2>Ways to pay</h2>",
+    );
+    for offer in challenge.offers.iter() {
+        write_offer(page, offer)?;
+    }
+    page.push_str("</main></body></html>\n");
+    Ok(())
+}
+
+fn write_offer(page: &mut String, offer: &Offer) -> fmt::Result {
+    page.push_str("<dl>");
+    let token = offer.extra.get("name").and_then(serde_json::Value::as_str);
+    fact(page, "Amount", &format_args!("{} smallest units{}", offer.amount.units, Of(token)))?;
+    fact(page, "Network", &format_args!("<code>{}</code>", Escaped(offer.network().as_str())))?;
+    fact(page, "Token", &format_args!("<code>{}</code>", Escaped(&offer.asset_on_wire)))?;
+    fact(page, "Pay to", &format_args!("<code>{}</code>", Escaped(&offer.pay_to)))?;
+    fact(page, "Scheme", &format_args!("{} <code>{}</code>", offer.rail, Escaped(&offer.scheme)))?;
+    fact(page, "Within", &format_args!("{} seconds", offer.max_timeout_s))?;
+    page.push_str("</dl>");
+    Ok(())
+}
+
+fn fact(page: &mut String, name: &str, value: &dyn Display) -> fmt::Result {
+    write!(page, "<dt>{name}</dt><dd>{value}</dd>")
+}
+
+/// ` of <name>`, or nothing.
+struct Of<'a>(Option<&'a str>);
+
+impl Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |name| write!(f, " of {}", Escaped(name)))
+    }
+}
+
+/// One shell word: a URL with `&` or `'` in it must not run a second command when pasted.
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Text, safe in HTML content and quoted attributes.
+struct Escaped<'a>(&'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\'' => f.write_str("&#39;")?,
+                c if c.is_control() => f.write_char('\u{fffd}')?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+const HEAD: &str = concat!(
+    "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">",
+    "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"robots\" content=\"noindex\"><style>",
+    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:0}",
+    "main{max-width:44rem;margin:3rem auto;padding:0 1rem}h1{font-size:1.6rem}h2{font-size:1.1rem;margin-top:2rem}",
+    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.2rem;padding:1rem;border:1px solid #8886;border-radius:.5rem}",
+    "dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}pre{padding:1rem;overflow-x:auto;border-radius:.5rem;background:#8882}",
+    "</style>",
+);

@@ -1,0 +1,73 @@
+//! `application/problem+json`: a refusal for programs, with the terms in it for those that read only bodies. Source: RFC 9457.
+
+use farebox_core::{Challenge, Charged, Refusal, Retry};
+use serde::{Serialize, Serializer};
+
+use crate::{json, x402::BodyTerms};
+
+/// The media type of [`problem_json`].
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+/// The body: `type`, `title`, `status`, `detail`, `code`, `retry`, `charged`, and `retryAfter` (seconds) where there is a best time;
+/// with a challenge also its x402 members, whose `error` is the refusal's code.
+///
+/// `type` is `urn:farebox:problem:<code>` and as stable as the code.
+#[must_use]
+pub fn problem_json(refusal: &Refusal, challenge: Option<&Challenge>) -> Vec<u8> {
+    let problem = Problem {
+        uri: Urn(&refusal.code),
+        title: Title(&refusal.code),
+        status: refusal.status,
+        detail: &refusal.detail,
+        code: &refusal.code,
+        retry: refusal.retry,
+        charged: refusal.charged,
+        retry_after: refusal.retry_after_s,
+        terms: challenge.map(|challenge| BodyTerms::new(challenge, &refusal.code)),
+    };
+    json::bytes(&problem, 512 + challenge.map_or(0, |challenge| 512 * challenge.offers.len()))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    uri: Urn<'a>,
+    title: Title<'a>,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    retry: Retry,
+    charged: Charged,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u32>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    terms: Option<BodyTerms<'a>>,
+}
+
+struct Urn<'a>(&'a str);
+
+impl Serialize for Urn<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("urn:farebox:problem:{}", self.0))
+    }
+}
+
+/// The code in words: a title belongs to the type and does not change from case to case.
+pub(crate) struct Title<'a>(pub(crate) &'a str);
+
+impl std::fmt::Display for Title<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut words = self.0.split('_');
+        let first = words.next().unwrap_or_default();
+        let (initial, rest) = first.split_at(first.chars().next().map_or(0, char::len_utf8));
+        write!(f, "{}{rest}", initial.to_uppercase())?;
+        words.try_for_each(|word| write!(f, " {word}"))
+    }
+}
+
+impl Serialize for Title<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
