@@ -1,1 +1,19 @@
-//! x
+//! The books on SQLite: one file, one gateway process that writes it, any number of readers.
+//!
+//! The rules of a payment's life are core's; this crate keeps rows and makes them durable. Every change waits in one queue
+//! for one writer thread, which commits whatever is waiting as a group, so that many callers share one flush to disk.
+
+mod file;
+mod query;
+mod reader;
+mod reads;
+mod row;
+mod schema;
+mod sqlite;
+mod writer;
+
+pub use file::OpenError;
+pub use query::AssetName;
+pub use reader::SqliteReader;
+pub use row::CorruptRow;
+pub use sqlite::{SqliteLedger, SqliteOptions};

@@ -1,0 +1,137 @@
+//! The tables, and how an older file becomes a newer one.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::OpenError;
+
+/// Marks a file as a Farebox ledger in SQLite's header: `FARE`.
+pub(crate) const APPLICATION_ID: i32 = 0x4641_5245;
+
+/// Each entry brings a file from the version before to its own; the first makes an empty file version 1. Released entries
+/// never change.
+pub(crate) const MIGRATIONS: &[&str] = &[V1];
+
+/// Times are milliseconds since the Unix epoch, amounts decimal text (SQLite's integers end at 2^63).
+///
+/// The indexes on what is held and what is unresolved are partial, so that payments at rest cost them nothing. The unique
+/// index on the proof is what makes a double claim impossible, whatever the code above it does.
+const V1: &str = "
+CREATE TABLE payments (
+    id             TEXT    NOT NULL PRIMARY KEY,
+    proof          TEXT    NOT NULL,
+    state          TEXT    NOT NULL CHECK (state IN ('claimed', 'settling', 'in_doubt', 'settled', 'refused', 'void')),
+    reason         TEXT,
+    delivery       TEXT    NOT NULL CHECK (delivery IN ('pending', 'delivered')),
+    runs           INTEGER NOT NULL CHECK (runs >= 1),
+    rail           TEXT    NOT NULL,
+    route          TEXT    NOT NULL,
+    method         TEXT    NOT NULL,
+    resource       TEXT    NOT NULL,
+    payer          TEXT    NOT NULL,
+    payer_address  TEXT    NOT NULL,
+    units          TEXT    NOT NULL CHECK (units <> '' AND units NOT GLOB '*[^0-9]*'),
+    asset          TEXT    NOT NULL,
+    network        TEXT    NOT NULL,
+    pay_to         TEXT    NOT NULL,
+    transaction_id TEXT,
+    block_number   INTEGER,
+    block_hash     TEXT,
+    valid_until    INTEGER NOT NULL,
+    created_at     INTEGER NOT NULL,
+    updated_at     INTEGER NOT NULL,
+    holder         TEXT,
+    lease_until    INTEGER NOT NULL,
+    credential     TEXT    NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX payments_proof ON payments (proof) WHERE state <> 'void';
+CREATE INDEX payments_payer ON payments (payer_address, id);
+CREATE INDEX payments_transaction ON payments (transaction_id) WHERE transaction_id IS NOT NULL;
+CREATE INDEX payments_block ON payments (network, block_number, block_hash) WHERE state = 'settled';
+CREATE INDEX payments_unresolved ON payments (updated_at, id) WHERE state IN ('claimed', 'settling', 'in_doubt');
+CREATE INDEX payments_held ON payments (holder) WHERE holder IS NOT NULL;
+
+CREATE TABLE transactions (
+    sequence   INTEGER PRIMARY KEY,
+    hash       TEXT    NOT NULL UNIQUE,
+    lane       TEXT    NOT NULL,
+    nonce      INTEGER NOT NULL,
+    raw        BLOB    NOT NULL,
+    payment    TEXT REFERENCES payments (id),
+    fate       TEXT    NOT NULL CHECK (fate IN ('open', 'succeeded', 'reverted', 'replaced')),
+    stored_at  INTEGER NOT NULL
+) STRICT;
+CREATE INDEX transactions_lane ON transactions (lane, nonce);
+CREATE INDEX transactions_open ON transactions (lane, nonce) WHERE fate = 'open';
+CREATE INDEX transactions_payment ON transactions (payment) WHERE payment IS NOT NULL;
+
+CREATE TABLE answers (
+    payment    TEXT    NOT NULL PRIMARY KEY REFERENCES payments (id),
+    status     INTEGER NOT NULL,
+    headers    TEXT    NOT NULL,
+    body       BLOB    NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX answers_expiry ON answers (expires_at);
+
+CREATE TABLE offers (
+    sequence   INTEGER PRIMARY KEY,
+    route      TEXT NOT NULL,
+    offer      TEXT NOT NULL,
+    retired_at INTEGER
+) STRICT;
+CREATE INDEX offers_route ON offers (route);
+
+CREATE TABLE assets (
+    asset    TEXT    NOT NULL PRIMARY KEY,
+    symbol   TEXT    NOT NULL,
+    decimals INTEGER NOT NULL CHECK (decimals BETWEEN 0 AND 255)
+) STRICT;
+
+CREATE VIEW payments_readable AS
+SELECT p.id,
+       strftime('%Y-%m-%dT%H:%M:%fZ', p.created_at / 1000.0, 'unixepoch') AS created_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', p.updated_at / 1000.0, 'unixepoch') AS updated_at,
+       p.state, p.reason, p.delivery, p.runs, p.rail, p.route, p.method, p.resource, p.payer,
+       p.units, a.symbol, a.decimals, p.asset, p.network, p.pay_to, p.transaction_id, p.block_number, p.block_hash, p.holder
+FROM payments p LEFT JOIN assets a USING (asset);
+";
+
+/// Brings the file to the newest version, all or nothing. Returns the version it had.
+pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<usize, OpenError> {
+    let found = version(connection)?;
+    if found == migrations.len() {
+        return Ok(found);
+    }
+    check_not_newer(found, migrations.len())?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+    for step in migrations.iter().skip(found) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", i64::try_from(migrations.len()).unwrap_or(i64::MAX))?;
+    transaction.commit()?;
+    Ok(found)
+}
+
+/// For readers, which must not migrate.
+pub(crate) fn check_current(connection: &Connection) -> Result<(), OpenError> {
+    let found = version(connection)?;
+    check_not_newer(found, MIGRATIONS.len())?;
+    if found == MIGRATIONS.len() { Ok(()) } else { Err(OpenError::Older { found, expected: MIGRATIONS.len() }) }
+}
+
+const fn check_not_newer(found: usize, known: usize) -> Result<(), OpenError> {
+    if found > known { Err(OpenError::Newer { found, known }) } else { Ok(()) }
+}
+
+/// 0 for an empty file; an error for a database of somebody else.
+fn version(connection: &Connection) -> Result<usize, OpenError> {
+    let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let objects: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let empty = application == 0 && version == 0 && objects == 0;
+    match usize::try_from(version) {
+        Ok(version) if empty || application == APPLICATION_ID => Ok(version),
+        _ => Err(OpenError::NotALedger { source: None }),
+    }
+}
