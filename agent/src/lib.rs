@@ -1,1 +1,39 @@
-//! x
+//! Pays for HTTP calls: sends a request, reads the bill of a 402, decides by [`Policy`] whether to pay it, signs once, and sends
+//! the identical bytes again whenever the outcome is unclear, across restarts too, by means of a [`Journal`].
+//!
+//! ```no_run
+//! # async fn example(wallet: std::sync::Arc<dyn farebox_core::ports::Wallet>,
+//! #     clock: std::sync::Arc<dyn farebox_core::ports::Clock>, entropy: std::sync::Arc<dyn farebox_core::ports::Entropy>)
+//! #     -> Result<(), Box<dyn std::error::Error>> {
+//! use farebox_agent::{Agent, Journal};
+//!
+//! let journal = Journal::open("payments".as_ref(), clock.now())?;
+//! let agent = Agent::builder().wallet(wallet).journal(journal).clock(clock).entropy(entropy).build()?;
+//! let url = "https://api.example.com/report".parse()?;
+//! let fetched = agent.fetch(reqwest::Request::new(http::Method::GET, url)).await?;
+//! println!("{:?}", fetched.payment);
+//! println!("{}", fetched.response.text().await?);
+//! # Ok(()) }
+//! ```
+
+mod agent;
+mod bill;
+mod delivery;
+mod entry;
+mod error;
+mod journal;
+mod pay;
+mod policy;
+mod request;
+mod retry;
+mod verdict;
+
+pub use agent::{Agent, AgentBuilder, Charge, Fetched, Note, PaymentMade, Quote, QuotedOffer};
+pub use bill::{BILL_BODY_BYTES_MAX, Bill, BillError};
+pub use entry::{Authorization, Entry, Fingerprint, Standing};
+pub use error::{BuildError, FetchError, RefusedOffer, RequestError, Stake, TransportError};
+pub use journal::{EXPIRY_GRACE, Journal, JournalError, RECEIPTS_MAX, REDELIVERY_WITHIN, UNRESOLVED_KEPT_FOR};
+pub use policy::{
+    Acceptable, DollarAsset, DollarAssetError, Policy, PolicyRule, Usd, VALID_FOR_MAX, well_known_assets,
+};
+pub use retry::{Redirects, RetryPolicy};

@@ -1,0 +1,360 @@
+//! The agent: what it is made of, and what a caller gets from it.
+
+use std::sync::Arc;
+
+use farebox_core::{
+    Offer, PaymentId, Timestamp, TransactionId,
+    ports::{Clock, Entropy, Wallet},
+};
+use farebox_wire::x402::Requirement;
+use http::StatusCode;
+use reqwest::{Request, Response};
+
+use crate::{
+    bill::{self, BILL_BODY_BYTES_MAX, Bill},
+    delivery,
+    error::{BuildError, FetchError, RequestError, TransportError},
+    journal::Journal,
+    policy::{Acceptable, DollarAsset, Outstanding, Policy, PolicyRule, Usd},
+    request::Replayable,
+    retry::{Redirects, RetryPolicy},
+};
+
+/// A client that can pay. Cheap to clone; clones share connections, wallet and journal.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub(crate) parts: Arc<Parts>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) wallet: Arc<dyn Wallet>,
+    pub(crate) journal: Journal,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) policy: Policy,
+    pub(crate) retry: RetryPolicy,
+    redirects: Redirects,
+    client: reqwest::Client,
+}
+
+/// Puts an [`Agent`] together. Wallet, journal, clock and entropy must be given; the rest has defaults.
+#[derive(Debug, Default)]
+pub struct AgentBuilder {
+    wallet: Option<Arc<dyn Wallet>>,
+    journal: Option<Journal>,
+    clock: Option<Arc<dyn Clock>>,
+    entropy: Option<Arc<dyn Entropy>>,
+    policy: Policy,
+    retry: RetryPolicy,
+    redirects: Redirects,
+    client: Option<reqwest::ClientBuilder>,
+}
+
+impl AgentBuilder {
+    /// Who pays.
+    #[must_use]
+    pub fn wallet(mut self, wallet: Arc<dyn Wallet>) -> Self {
+        self.wallet = Some(wallet);
+        self
+    }
+
+    /// Where payments are noted before they are sent.
+    #[must_use]
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// What time it is.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Where randomness comes from.
+    #[must_use]
+    pub fn entropy(mut self, entropy: Arc<dyn Entropy>) -> Self {
+        self.entropy = Some(entropy);
+        self
+    }
+
+    /// What may be paid.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How long to try.
+    #[must_use]
+    pub const fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Whether redirects of unpaid requests are followed.
+    #[must_use]
+    pub const fn redirects(mut self, redirects: Redirects) -> Self {
+        self.redirects = redirects;
+        self
+    }
+
+    /// The HTTP client's own settings: proxies, roots, user agent. Its redirect policy, retries and timeouts are replaced, for
+    /// a client that follows a redirect by itself would hand the payment to whoever it leads to.
+    #[must_use]
+    pub fn client(mut self, client: reqwest::ClientBuilder) -> Self {
+        self.client = Some(client);
+        self
+    }
+
+    /// Installs ring as the process's TLS provider if none is installed yet.
+    ///
+    /// # Errors
+    /// A part is missing, or the HTTP client's settings are wrong.
+    pub fn build(self) -> Result<Agent, BuildError> {
+        let missing = |part| BuildError::Missing { part };
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Another thread may have been quicker, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let client = self
+            .client
+            .unwrap_or_default()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(self.retry.connect_timeout)
+            .read_timeout(self.retry.read_timeout)
+            .build()?;
+        let parts = Parts {
+            wallet: self.wallet.ok_or(missing("wallet"))?,
+            journal: self.journal.ok_or(missing("journal"))?,
+            clock: self.clock.ok_or(missing("clock"))?,
+            entropy: self.entropy.ok_or(missing("source of randomness"))?,
+            policy: self.policy,
+            retry: self.retry,
+            redirects: self.redirects,
+            client,
+        };
+        Ok(Agent { parts: Arc::new(parts) })
+    }
+}
+
+/// An answer, and what was paid for it.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The seller's answer, of any status; its body streams. Read it to the end: until then the payment counts as undelivered, and
+    /// the same request sends the same payment again, which a good seller answers without a second charge.
+    pub response: Response,
+    /// What was signed for it, or `None` if it was free.
+    pub payment: Option<PaymentMade>,
+}
+
+/// A payment presented with a request.
+#[derive(Clone, Debug)]
+pub struct PaymentMade {
+    /// What was signed.
+    pub offer: Offer,
+    /// The token, as the policy knows it.
+    pub asset: DollarAsset,
+    /// Its worth.
+    pub price: Usd,
+    /// What became of it, by the seller's word.
+    pub charge: Charge,
+    /// The seller's name for it, if it gave one.
+    pub payment: Option<PaymentId>,
+    /// How many signatures this fetch made; 0 if an earlier one was sent again.
+    pub signatures: u32,
+    /// What the caller should know of it.
+    pub notes: Vec<Note>,
+}
+
+/// What became of a payment, by the seller's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Charge {
+    /// The answer carries a receipt.
+    Charged {
+        /// The transaction, if the receipt names one in a form we know.
+        transaction: Option<TransactionId>,
+    },
+    /// The answer is a success without a receipt: it may be charged until then.
+    NoReceipt {
+        /// When the authorization ends by itself.
+        until: Timestamp,
+    },
+    /// The answer is an error without a receipt: by custom not charged, but it may be until then. The same request sends the same
+    /// payment again.
+    NotSettled {
+        /// When the authorization ends by itself.
+        until: Timestamp,
+    },
+}
+
+/// Something odd about a payment that was none the less within the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A second bill for the same request named another recipient.
+    PayToChanged {
+        /// In the bill before.
+        was: Arc<str>,
+        /// In the bill that was paid.
+        now: Arc<str>,
+    },
+    /// A second bill for the same request named another price.
+    PriceChanged {
+        /// In the bill before.
+        was: Usd,
+        /// In the bill that was paid.
+        now: Usd,
+    },
+    /// The answer to a payment is a redirect, which was not followed.
+    RedirectNotFollowed,
+}
+
+/// What a request would cost. Nothing is signed for it.
+#[derive(Debug)]
+pub enum Quote {
+    /// The server answered without a bill.
+    Free(Box<Response>),
+    /// It wants to be paid.
+    Bill {
+        /// The URL that bills, after redirects.
+        url: url::Url,
+        /// The bill.
+        bill: Bill,
+        /// Its offers, judged, in the bill's order.
+        offers: Vec<QuotedOffer>,
+    },
+}
+
+/// An offer and what the policy says of it.
+#[derive(Clone, Debug)]
+pub struct QuotedOffer {
+    /// The offer.
+    pub offer: Offer,
+    /// Payable, at a known price, or the rule that forbids it.
+    pub judgement: Result<Acceptable, PolicyRule>,
+    /// Whether it is the one that would be paid.
+    pub chosen: bool,
+}
+
+/// What an unpaid request came to.
+enum Hop {
+    Answer(Response),
+    Bill(Bill),
+    Moved(Replayable),
+}
+
+impl Agent {
+    /// Starts with defaults.
+    #[must_use]
+    pub fn builder() -> AgentBuilder {
+        AgentBuilder::default()
+    }
+
+    /// Sends the request and pays for it if it must and may. Two calls of the same method, URL and body at one time share one
+    /// payment; see [`Agent::fetch_distinct`].
+    ///
+    /// A dropped future leaves at most one open payment in the journal, whose bytes the next call for the same request sends again.
+    ///
+    /// # Errors
+    /// [`FetchError`]; its [`stake`](FetchError::stake) says whether money may have moved.
+    pub async fn fetch(&self, request: Request) -> Result<Fetched, FetchError> {
+        self.fetch_distinct(request, "").await
+    }
+
+    /// As [`Agent::fetch`], for one of several purchases of the same thing: only calls with the same `label` share a payment.
+    ///
+    /// # Errors
+    /// As [`Agent::fetch`].
+    pub async fn fetch_distinct(&self, request: Request, label: &str) -> Result<Fetched, FetchError> {
+        let started = self.start();
+        let mut request = Replayable::new(request, label)?;
+        let mut hops_left = self.hops_max();
+        loop {
+            // What was signed before comes first: asking for a bill now could end in a second payment.
+            if self.parts.journal.has_open(&request.fingerprint())
+                && let Some(fetched) = Box::pin(self.resume(&request, started)).await?
+            {
+                return Ok(fetched);
+            }
+            match self.ask(&request, started, &mut hops_left).await? {
+                Hop::Answer(response) => return Ok(Fetched { response, payment: None }),
+                Hop::Bill(bill) => return Box::pin(self.pay(&request, &bill, started)).await,
+                Hop::Moved(next) => request = next,
+            }
+        }
+    }
+
+    /// Asks for the bill and judges it. Signs nothing and leaves the journal alone.
+    ///
+    /// # Errors
+    /// The request cannot be sent or the bill cannot be read.
+    pub async fn quote(&self, request: Request) -> Result<Quote, FetchError> {
+        let started = self.start();
+        let mut request = Replayable::new(request, "")?;
+        let mut hops_left = self.hops_max();
+        loop {
+            match self.ask(&request, started, &mut hops_left).await? {
+                Hop::Answer(response) => return Ok(Quote::Free(Box::new(response))),
+                Hop::Bill(bill) => return Ok(self.quoted(request.url, bill)),
+                Hop::Moved(next) => request = next,
+            }
+        }
+    }
+
+    fn quoted(&self, url: url::Url, bill: Bill) -> Quote {
+        let policy = &self.parts.policy;
+        let chosen = policy.choose(&bill, Outstanding::default()).ok().map(|choice| choice.index);
+        let judged = |(index, asked): (usize, &Requirement)| QuotedOffer {
+            offer: asked.offer.clone(),
+            judgement: policy.judge(&asked.offer),
+            chosen: chosen == Some(index),
+        };
+        let offers = bill.requirements.iter().enumerate().map(judged).collect();
+        Quote::Bill { url, bill, offers }
+    }
+
+    /// Sends the request without a payment, once.
+    async fn ask(&self, request: &Replayable, started: Started, hops_left: &mut u32) -> Result<Hop, FetchError> {
+        let network = |source| FetchError::Network { host: request.host(), source };
+        let response = self.send(request.to_request(None), started).await.map_err(network)?;
+        if response.status() == StatusCode::PAYMENT_REQUIRED {
+            let headers = response.headers().clone();
+            let peeked = delivery::peek(response, BILL_BODY_BYTES_MAX, started.until).await.map_err(network)?;
+            return Ok(Hop::Bill(bill::read(&headers, peeked.whole())?));
+        }
+        if self.parts.redirects == Redirects::Return {
+            return Ok(Hop::Answer(response));
+        }
+        let Some(next) = request.redirected(response.status(), response.headers())? else {
+            return Ok(Hop::Answer(response));
+        };
+        let too_many = || RequestError::Redirect { reason: format!("more than {} redirects", self.hops_max()) };
+        *hops_left = hops_left.checked_sub(1).ok_or_else(too_many)?;
+        Ok(Hop::Moved(next))
+    }
+
+    pub(crate) async fn send(&self, request: Request, started: Started) -> Result<Response, TransportError> {
+        delivery::send(&self.parts.client, request, self.parts.retry.attempt_timeout, started.until).await
+    }
+
+    fn start(&self) -> Started {
+        Started { at: self.parts.clock.now(), until: tokio::time::Instant::now() + self.parts.retry.deadline }
+    }
+
+    fn hops_max(&self) -> u32 {
+        match self.parts.redirects {
+            Redirects::Return => 0,
+            Redirects::Follow { hops_max } => hops_max,
+        }
+    }
+}
+
+/// When a fetch began, and when it must be over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    pub(crate) at: Timestamp,
+    pub(crate) until: tokio::time::Instant,
+}

@@ -1,0 +1,245 @@
+//! One request's payments as the journal keeps them.
+
+use std::{fmt, time::Duration};
+
+use farebox_core::{Offer, PaymentId, Timestamp, TransactionId};
+use http::{HeaderName, HeaderValue, Method};
+use serde::{Deserialize, Serialize, de::Error as _};
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use crate::{
+    journal::{EXPIRY_GRACE, REDELIVERY_WITHIN, UNRESOLVED_KEPT_FOR},
+    policy::{DollarAsset, Outstanding, Usd},
+};
+
+/// What makes two requests the same purchase: SHA-256 over method, URL without fragment, body and the caller's own label, each
+/// length-prefixed. 64 lower-case hex digits.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    pub(crate) fn of(method: &Method, url: &Url, body: &[u8], label: &str) -> Self {
+        let mut url = url.clone();
+        url.set_fragment(None);
+        let mut hasher = Sha256::new();
+        for part in [method.as_str().as_bytes(), url.as_str().as_bytes(), body, label.as_bytes()] {
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part);
+        }
+        Self(hex::encode(hasher.finalize()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // It becomes part of a file name.
+        let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if text.len() == 64 && text.bytes().all(digit) {
+            Ok(Self(text))
+        } else {
+            Err(D::Error::custom("expected a fingerprint of 64 lower-case hex digits"))
+        }
+    }
+}
+
+/// The version of the file format; another is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+struct FormatV1;
+
+impl TryFrom<u32> for FormatV1 {
+    type Error = String;
+
+    fn try_from(found: u32) -> Result<Self, String> {
+        if found == 1 { Ok(Self) } else { Err(format!("expected journal format 1, found {found}")) }
+    }
+}
+
+impl From<FormatV1> for u32 {
+    fn from(_: FormatV1) -> Self {
+        1
+    }
+}
+
+/// A request and everything that was signed for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    format: FormatV1,
+    /// Which request.
+    pub fingerprint: Fingerprint,
+    /// Its method.
+    pub method: String,
+    /// Its URL.
+    pub url: String,
+    /// Signed before the one in use, oldest first: the seller said they would not be charged, which is not proof.
+    pub superseded: Vec<Authorization>,
+    /// The one in use: these bytes are sent, and sent again.
+    pub current: Authorization,
+}
+
+/// A signature that can be charged, and what is known of its fate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authorization {
+    /// The credential header exactly as sent.
+    pub(crate) header: CredentialHeader,
+    /// What was signed.
+    pub offer: Offer,
+    /// The token, as the policy knew it.
+    pub asset: DollarAsset,
+    /// When.
+    pub signed_at: Timestamp,
+    /// Not usable at or after this time by the chain's clock.
+    pub expires_at: Timestamp,
+    /// What is known of its fate.
+    pub standing: Standing,
+}
+
+/// What is known of an authorization's fate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Standing {
+    /// It may have been sent, and may have been charged.
+    Open,
+    /// The seller said that it was not charged.
+    Declined {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+    },
+    /// The seller answered as if paid.
+    Charged {
+        /// When that answer came.
+        at: Timestamp,
+        /// The transaction, if the seller named one.
+        transaction: Option<TransactionId>,
+        /// The seller's name for the payment, if it gave one.
+        payment: Option<PaymentId>,
+    },
+}
+
+impl Entry {
+    pub(crate) fn new(fingerprint: Fingerprint, method: &Method, url: &Url, current: Authorization) -> Self {
+        let (method, url) = (method.to_string(), url.to_string());
+        Self { format: FormatV1, fingerprint, method, url, superseded: Vec::new(), current }
+    }
+
+    /// Puts a new authorization in use; the one before still counts as outstanding.
+    pub(crate) fn supersede(&mut self, next: Authorization) {
+        self.superseded.push(std::mem::replace(&mut self.current, next));
+    }
+
+    /// When the authorization in use was signed.
+    #[must_use]
+    pub const fn signed_at(&self) -> Timestamp {
+        self.current.signed_at
+    }
+
+    /// When the seller first answered as if paid, if it did.
+    #[must_use]
+    pub const fn charged_at(&self) -> Option<Timestamp> {
+        match self.current.standing {
+            Standing::Charged { at, .. } => Some(at),
+            _ => None,
+        }
+    }
+
+    /// What could still be charged or was: everything but what the seller said it would not charge and can no longer charge,
+    /// unless it was signed at or after `counted_from`.
+    ///
+    /// A seller that says "not charged, sign again" may be collecting signatures, so its word alone frees nothing.
+    pub(crate) fn outstanding(&self, now: Timestamp, counted_from: Timestamp) -> Outstanding {
+        let counts = |a: &&Authorization| a.signed_at >= counted_from || !a.is_over(now);
+        let mut sum = Outstanding::default();
+        for authorization in self.superseded.iter().chain([&self.current]).filter(counts) {
+            sum.worth = sum.worth.saturating_add(authorization.worth());
+            sum.until = sum.until.max(Some(authorization.expires_at.plus(EXPIRY_GRACE)));
+        }
+        sum
+    }
+
+    /// Nothing of it can be charged any more, and the seller says that nothing was.
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        self.superseded.iter().chain([&self.current]).all(|a| a.is_over(now))
+    }
+
+    /// Charged, and too long ago to ask for the answer again.
+    pub(crate) fn is_past_redelivery(&self, now: Timestamp) -> bool {
+        self.charged_at().is_some_and(|at| now.since(at) > REDELIVERY_WITHIN)
+    }
+
+    pub(crate) fn is_long_over(&self, now: Timestamp) -> bool {
+        self.is_over(now) || self.is_past_redelivery(now) || self.current.is_expired(now, UNRESOLVED_KEPT_FOR)
+    }
+}
+
+impl Authorization {
+    pub(crate) fn worth(&self) -> Usd {
+        self.asset.worth(self.offer.amount.units)
+    }
+
+    /// The chain can no longer accept it, and the seller says that it was not charged.
+    fn is_over(&self, now: Timestamp) -> bool {
+        matches!(self.standing, Standing::Declined { .. }) && self.is_expired(now, EXPIRY_GRACE)
+    }
+
+    fn is_expired(&self, now: Timestamp, grace: Duration) -> bool {
+        now > self.expires_at.plus(grace)
+    }
+}
+
+/// A credential header, byte for byte. Does not print: whoever holds it can charge it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct CredentialHeader {
+    pub(crate) name: HeaderName,
+    pub(crate) value: HeaderValue,
+}
+
+impl fmt::Debug for CredentialHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: (hidden)", self.name)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeaderText {
+    name: String,
+    value: String,
+}
+
+impl Serialize for CredentialHeader {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let value = self.value.to_str().map_err(serde::ser::Error::custom)?.to_owned();
+        HeaderText { name: self.name.to_string(), value }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for CredentialHeader {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = HeaderText::deserialize(deserializer)?;
+        let name = text.name.parse().map_err(D::Error::custom)?;
+        let mut value = HeaderValue::from_str(&text.value).map_err(D::Error::custom)?;
+        value.set_sensitive(true);
+        Ok(Self { name, value })
+    }
+}

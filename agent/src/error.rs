@@ -1,0 +1,217 @@
+//! Why a fetch did not end in an answer.
+
+use std::fmt;
+
+use farebox_core::{AssetId, Network, Untrusted, ports::WalletError};
+
+use crate::{bill::BillError, journal::JournalError, policy::PolicyRule};
+
+/// Why a fetch did not end in an answer. Which of them leave money at risk, [`FetchError::stake`] says.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The request cannot be sent twice, or carries a payment of its own. Nothing was sent.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The server did not answer the unpaid request. Nothing was signed.
+    #[error("no answer from {host}")]
+    Network {
+        /// The host asked.
+        host: String,
+        /// What went wrong.
+        #[source]
+        source: TransportError,
+    },
+    /// The 402 is no bill that this agent can read. Nothing was signed.
+    #[error("the seller's 402 is not a bill this agent can read")]
+    Bill(#[from] BillError),
+    /// Nothing in the bill may be paid. No new signature was made.
+    #[error("the policy forbids this payment: {}", refusals(.0))]
+    Policy(Vec<RefusedOffer>),
+    /// The wallet did not sign.
+    #[error("the wallet did not sign")]
+    Wallet(#[from] WalletError),
+    /// The journal could not be read or written. Nothing was signed over it, and nothing new was sent.
+    #[error("the payment journal stands in the way")]
+    Journal(#[from] JournalError),
+    /// The seller refused the payment and says that it was not charged.
+    #[error("the seller refused the payment and says it was not charged: {reason}")]
+    Refused {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// Why no other payment was made instead, if one was thought of.
+        then: Option<Vec<RefusedOffer>>,
+    },
+    /// Paid, or used up, and the seller does not answer for it again.
+    #[error("the payment was charged and the seller gives no answer for it: {reason}")]
+    ChargedNotDelivered {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// The transaction, if the seller named one.
+        transaction: Option<farebox_core::TransactionId>,
+    },
+    /// Whether the payment was charged could not be found out in time. The same request, made again with the same journal, sends the
+    /// identical bytes and cannot pay twice.
+    #[error(
+        "whether the payment was charged is not known after {attempts} attempts: {last}; run the same request again"
+    )]
+    OutcomeUnclear {
+        /// How often the bytes were sent.
+        attempts: u32,
+        /// What was last heard, cut and escaped.
+        last: String,
+    },
+}
+
+/// What a failed fetch leaves at risk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stake {
+    /// Nothing was signed by this fetch.
+    Nothing,
+    /// Signed, and by the seller's word not charged.
+    Declined,
+    /// It may have been charged, or may yet be.
+    Unclear,
+    /// Charged.
+    Charged,
+}
+
+impl FetchError {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::Network { .. } => "network",
+            Self::Bill(error) => error.code(),
+            Self::Policy(_) => "policy_refused",
+            Self::Wallet(WalletError::Unsupported { .. }) => "wallet_cannot_pay",
+            Self::Wallet(WalletError::Unavailable { .. }) => "wallet_unavailable",
+            Self::Journal(error) => error.code(),
+            Self::Refused { .. } => "payment_refused",
+            Self::ChargedNotDelivered { .. } => "charged_not_delivered",
+            Self::OutcomeUnclear { .. } => "outcome_unclear",
+        }
+    }
+
+    /// Whether the same call, made again as it is, may succeed.
+    #[must_use]
+    pub const fn retryable(&self) -> bool {
+        match self {
+            Self::Network { .. } | Self::Wallet(WalletError::Unavailable { .. }) | Self::OutcomeUnclear { .. } => true,
+            Self::Journal(error) => error.retryable(),
+            Self::Request(_)
+            | Self::Bill(_)
+            | Self::Policy(_)
+            | Self::Wallet(WalletError::Unsupported { .. })
+            | Self::Refused { .. }
+            | Self::ChargedNotDelivered { .. } => false,
+        }
+    }
+
+    /// What it leaves at risk.
+    #[must_use]
+    pub const fn stake(&self) -> Stake {
+        match self {
+            Self::Request(_)
+            | Self::Network { .. }
+            | Self::Bill(_)
+            | Self::Policy(_)
+            | Self::Wallet(_)
+            | Self::Journal(_) => Stake::Nothing,
+            Self::Refused { .. } => Stake::Declined,
+            Self::OutcomeUnclear { .. } => Stake::Unclear,
+            Self::ChargedNotDelivered { .. } => Stake::Charged,
+        }
+    }
+}
+
+/// Why a request is not one that can be paid for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// Its body is a stream.
+    #[error("the body is a stream, which cannot be sent again after a 402; give the body as bytes")]
+    BodyNotReplayable,
+    /// It has a payment header already.
+    #[error("the request already carries a payment in {header}; leave it out and let the agent pay")]
+    CredentialPresent {
+        /// Which header.
+        header: &'static str,
+    },
+    /// Not http or https.
+    #[error("expected an http or https URL, found scheme {scheme}")]
+    Scheme {
+        /// What was found instead.
+        scheme: Untrusted,
+    },
+    /// More redirects than allowed, or one that leads nowhere.
+    #[error("{reason}")]
+    Redirect {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl RequestError {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::BodyNotReplayable => "body_not_replayable",
+            Self::CredentialPresent { .. } => "credential_present",
+            Self::Scheme { .. } => "scheme_not_http",
+            Self::Redirect { .. } => "redirect",
+        }
+    }
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Connecting, sending or reading failed.
+    #[error(transparent)]
+    Http(#[from] reqwest::Error),
+    /// No head came in time.
+    #[error("no answer within {after_ms} ms")]
+    Timeout {
+        /// The limit.
+        after_ms: u128,
+    },
+}
+
+/// An offer of a bill and the rule that forbids it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedOffer {
+    /// On which network it asks.
+    pub network: Network,
+    /// For what.
+    pub asset: AssetId,
+    /// The rule.
+    pub rule: PolicyRule,
+}
+
+impl fmt::Display for RefusedOffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} on {})", self.rule, self.asset, self.network)
+    }
+}
+
+fn refusals(offers: &[RefusedOffer]) -> String {
+    if offers.is_empty() {
+        return "the bill has no offer that this agent can read".to_owned();
+    }
+    offers.iter().map(|offer| offer.rule.to_string()).collect::<Vec<_>>().join("; ")
+}
+
+/// Why an agent could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A part is missing.
+    #[error("an agent needs a {part}")]
+    Missing {
+        /// Which.
+        part: &'static str,
+    },
+    /// The HTTP client could not be set up.
+    #[error("the HTTP client could not be set up")]
+    Client(#[from] reqwest::Error),
+}

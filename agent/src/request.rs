@@ -1,0 +1,103 @@
+//! A request that can be sent again, byte for byte.
+
+use bytes::Bytes;
+use farebox_core::Untrusted;
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use reqwest::Request;
+use url::Url;
+
+use crate::{
+    entry::{CredentialHeader, Fingerprint},
+    error::RequestError,
+};
+
+/// Headers that carry a payment. The agent alone sets them.
+const CREDENTIAL_HEADERS: [&str; 2] = ["payment-signature", "x-payment"];
+
+/// Headers that another origin must not see after a redirect.
+const ORIGIN_HEADERS: [HeaderName; 4] =
+    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION, header::HOST];
+
+/// A request, its body in memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Replayable {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    headers: HeaderMap,
+    body: Bytes,
+    label: String,
+}
+
+impl Replayable {
+    pub(crate) fn new(request: Request, label: &str) -> Result<Self, RequestError> {
+        let body = match request.body() {
+            None => Bytes::new(),
+            Some(body) => Bytes::copy_from_slice(body.as_bytes().ok_or(RequestError::BodyNotReplayable)?),
+        };
+        if let Some(header) = CREDENTIAL_HEADERS.into_iter().find(|name| request.headers().contains_key(*name)) {
+            return Err(RequestError::CredentialPresent { header });
+        }
+        if !matches!(request.url().scheme(), "http" | "https") {
+            return Err(RequestError::Scheme { scheme: Untrusted::new(request.url().scheme()) });
+        }
+        let (method, url, headers) = (request.method().clone(), request.url().clone(), request.headers().clone());
+        Ok(Self { method, url, headers, body, label: label.to_owned() })
+    }
+
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.method, &self.url, &self.body, &self.label)
+    }
+
+    pub(crate) fn host(&self) -> String {
+        self.url.host_str().unwrap_or_default().to_owned()
+    }
+
+    /// The request as it goes out, with the credential if there is one.
+    pub(crate) fn to_request(&self, credential: Option<&CredentialHeader>) -> Request {
+        let mut request = Request::new(self.method.clone(), self.url.clone());
+        *request.headers_mut() = self.headers.clone();
+        if let Some(CredentialHeader { name, value }) = credential {
+            request.headers_mut().insert(name.clone(), value.clone());
+        }
+        if !self.body.is_empty() {
+            *request.body_mut() = Some(self.body.clone().into());
+        }
+        request
+    }
+
+    /// Where `status` and `location` lead an unpaid request. 303, and 301 or 302 after POST, become GET without a body, as in
+    /// RFC 9110 §15.4; another origin does not get this one's secrets.
+    pub(crate) fn redirected(&self, status: StatusCode, headers: &HeaderMap) -> Result<Option<Self>, RequestError> {
+        if !matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+            return Ok(None);
+        }
+        let Some(location) = headers.get(header::LOCATION) else { return Ok(None) };
+        let shown = || Untrusted::from_bytes(location.as_bytes());
+        let wrong = |reason: String| RequestError::Redirect { reason };
+        let text = location.to_str().map_err(|_| wrong(format!("redirected to {}, which is no URL", shown())))?;
+        let url = self.url.join(text).map_err(|_| wrong(format!("redirected to {}, which is no URL", shown())))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(format!("redirected to {}, which is not http or https", shown())));
+        }
+        let mut next = self.clone();
+        let becomes_get = match status.as_u16() {
+            303 => self.method != Method::HEAD,
+            301 | 302 => self.method == Method::POST,
+            _ => false,
+        };
+        if becomes_get {
+            next.method = Method::GET;
+            next.body = Bytes::new();
+            for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_ENCODING] {
+                next.headers.remove(name);
+            }
+        }
+        if url.origin() != self.url.origin() {
+            for name in ORIGIN_HEADERS {
+                next.headers.remove(name);
+            }
+        }
+        next.url = url;
+        Ok(Some(next))
+    }
+}
