@@ -1,1 +1,27 @@
-//! x
+//! The ground for tests with real parts: a node with Circle's USDC on it, an upstream, a proxy that breaks the way to
+//! the node, foreign clients, and the `farebox` binary, each a value that stops what it started when it is dropped.
+//!
+//! Where the tools are is told by `.ci/tools`, which must have run once. A missing tool is an error, never a skip.
+
+mod anvil;
+mod client;
+mod echo;
+mod farebox;
+mod fault;
+mod peer;
+mod process;
+
+mod tools;
+mod usdc;
+mod web;
+
+pub use anvil::{Account, Anvil, CHAIN_ID, NETWORK};
+pub use client::{ForeignClient, Job, Outcome};
+pub use echo::{Answer, Echo, Seen};
+pub use farebox::{Farebox, Setup};
+pub use fault::{Fault, FaultProxy, Times};
+pub use peer::ExpressPeer;
+pub use process::{Process, free_port};
+pub use tools::{Tool, tool};
+pub use usdc::{Authorization, Usdc, now_s};
+pub use web::http_client;

@@ -1,0 +1,198 @@
+//! A real EVM node: Foundry's anvil.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use alloy::{
+    network::{EthereumWallet, TransactionBuilder},
+    primitives::{Address, Bytes, U256, keccak256},
+    providers::{DynProvider, Provider, ProviderBuilder},
+    rpc::types::{TransactionReceipt, TransactionRequest},
+    signers::local::PrivateKeySigner,
+};
+use anyhow::{Context, Result};
+
+use crate::{Process, Tool, tool, web};
+
+/// Base Sepolia's, so that the official clients know the token.
+pub const CHAIN_ID: u64 = 84532;
+/// [`CHAIN_ID`] by CAIP-2.
+pub const NETWORK: &str = "eip155:84532";
+
+const START_WITHIN: Duration = Duration::from_secs(20);
+/// alloy's default for local nodes is 250 ms, which is most of a test's time.
+const RECEIPT_POLL: Duration = Duration::from_millis(5);
+
+/// A running node on a port of its own, chain id [`CHAIN_ID`], empty but for its rich unlocked account.
+#[derive(Debug)]
+pub struct Anvil {
+    process: Process,
+    url: String,
+    provider: DynProvider,
+    rich: Address,
+}
+
+impl Anvil {
+    /// Starts anvil with `flags` besides port and chain id.
+    ///
+    /// # Errors
+    /// anvil is not installed, or does not listen in time.
+    pub async fn start(flags: &[&str]) -> Result<Self> {
+        let mut command = Command::new(tool(Tool::Anvil)?);
+        command.args(["--host", "127.0.0.1", "--port", "0", "--chain-id", &CHAIN_ID.to_string()]).args(flags);
+        let process = Process::start("anvil", &mut command)?;
+        let listens = |line: &str| line.strip_prefix("Listening on 127.0.0.1:")?.parse::<u16>().ok();
+        let port = process.wait_for_line(START_WITHIN, listens).await?;
+        let url = format!("http://127.0.0.1:{port}");
+        let provider = provider(&url, None)?;
+        let rich = *provider.get_accounts().await?.first().context("anvil has no account")?;
+        Ok(Self { process, url, provider, rich })
+    }
+
+    /// The HTTP JSON-RPC address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// For calls and, from the rich account, transactions.
+    #[must_use]
+    pub const fn provider(&self) -> &DynProvider {
+        &self.provider
+    }
+
+    /// The process, for its log and for signals such as `STOP`.
+    pub const fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// A provider that signs as `account`.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be built.
+    pub fn provider_for(&self, account: &Account) -> Result<DynProvider> {
+        provider(&self.url, Some(account))
+    }
+
+    /// Any JSON-RPC call, such as `anvil_mine`.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn rpc(&self, method: &'static str, params: serde_json::Value) -> Result<serde_json::Value> {
+        self.provider.raw_request(method.into(), params).await.with_context(|| format!("{method} on anvil"))
+    }
+
+    /// Gives `account` this much ether, in wei.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn set_balance(&self, account: Address, wei: u128) -> Result<()> {
+        self.rpc("anvil_setBalance", serde_json::json!([account, U256::from(wei)])).await.map(drop)
+    }
+
+    /// Mines `count` blocks.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn mine(&self, count: u64) -> Result<()> {
+        self.rpc("anvil_mine", serde_json::json!([U256::from(count)])).await.map(drop)
+    }
+
+    /// Stops mining a block for each transaction, until [`Anvil::mine_at_once`].
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn hold_blocks(&self) -> Result<()> {
+        self.rpc("evm_setAutomine", serde_json::json!([false])).await.map(drop)
+    }
+
+    /// Mines a block for each transaction again, and one for what has waited.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn mine_at_once(&self) -> Result<()> {
+        self.rpc("evm_setAutomine", serde_json::json!([true])).await?;
+        self.mine(1).await
+    }
+
+    /// How many transactions `account` has had mined.
+    ///
+    /// # Errors
+    /// The node does not answer.
+    pub async fn transaction_count(&self, account: Address) -> Result<u64> {
+        Ok(self.provider.get_transaction_count(account).await?)
+    }
+
+    /// Sends `data` from the rich account, to `to` or as a creation, and waits for a receipt that says success.
+    pub(crate) async fn transact(&self, to: Option<Address>, data: impl Into<Bytes>) -> Result<TransactionReceipt> {
+        let request = TransactionRequest::default().with_from(self.rich).with_input(data.into());
+        let request = match to {
+            Some(to) => request.with_to(to),
+            None => request.into_create(),
+        };
+        let receipt = self.provider.send_transaction(request).await?.get_receipt().await?;
+        anyhow::ensure!(receipt.status(), "transaction {} reverted", receipt.transaction_hash);
+        Ok(receipt)
+    }
+
+    /// The unlocked account that anvil starts with.
+    #[must_use]
+    pub const fn rich(&self) -> Address {
+        self.rich
+    }
+}
+
+/// A key pair of a test. The key is the hash of the name: worthless anywhere, and the same in every run.
+#[derive(Clone, Debug)]
+pub struct Account {
+    signer: PrivateKeySigner,
+}
+
+impl Account {
+    /// The account called `name`.
+    ///
+    /// # Errors
+    /// The name's hash is no private key, which has a chance of 2^-128.
+    pub fn named(name: &str) -> Result<Self> {
+        let key = keccak256(format!("farebox e2e account {name}"));
+        Ok(Self { signer: PrivateKeySigner::from_bytes(&key)? })
+    }
+
+    /// Its address.
+    #[must_use]
+    pub const fn address(&self) -> Address {
+        self.signer.address()
+    }
+
+    /// Its private key, 0x and 64 hex digits.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("0x{}", hex::encode(self.signer.to_bytes()))
+    }
+
+    /// What signs for it.
+    #[must_use]
+    pub const fn signer(&self) -> &PrivateKeySigner {
+        &self.signer
+    }
+}
+
+fn provider(url: &str, account: Option<&Account>) -> Result<DynProvider> {
+    let client = web::http_client()?;
+    let url = url.parse().context("a URL")?;
+    let provider = match account {
+        Some(account) => ProviderBuilder::new()
+            .wallet(EthereumWallet::from(account.signer.clone()))
+            .connect_reqwest(client, url)
+            .erased(),
+        None => ProviderBuilder::new().connect_reqwest(client, url).erased(),
+    };
+    provider.client().set_poll_interval(RECEIPT_POLL);
+    Ok(provider)
+}
+
+/// A JSON file of an npm package.
+pub(crate) fn npm_json(relative: impl AsRef<Path>) -> Result<serde_json::Value> {
+    let path = tool(Tool::NodeModules)?.join(relative);
+    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+}
