@@ -99,7 +99,7 @@ impl Default for ReplayLimits {
 }
 
 /// Where a route's requests go, and how long that may take.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamConfig {
     /// Scheme, authority and base path.
     pub origin: UpstreamUrl,

@@ -7,13 +7,17 @@
 mod body;
 mod client;
 mod config;
+mod connection;
+mod forward;
 mod path;
 mod pattern;
 mod proxy;
 mod request_body;
 mod route;
 mod server;
+mod tls;
 mod upstream;
+mod worker;
 
 pub use config::{
     GatewayConfig, Limits, ListenerConfig, ReplayLimits, TlsFiles, UpstreamConfig, UpstreamHost, UpstreamUrl,
@@ -23,3 +27,5 @@ pub use path::{AmbiguousPath, CanonicalPath};
 pub use pattern::{MatchError, Methods, PathPattern, parse_match};
 pub use route::{Route, RouteMatch, RouteTable, RouteTableError};
 pub use server::{BindError, Gateway, Ports, ServeError};
+pub use tls::TlsFilesError;
+pub use upstream::UpstreamTlsError;

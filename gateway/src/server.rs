@@ -1,13 +1,40 @@
-//! Listening, workers and their end.
+//! Listening, handing connections to workers, and ending well.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use farebox_core::{
     InstanceId,
     ports::{Clock, Entropy, Ledger, Rail},
 };
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
 
-use crate::{GatewayConfig, RouteTable, RouteTableError, upstream::Upstreams};
+pub(crate) use crate::proxy::Inbound;
+use crate::{
+    GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
+    request_body::RequestBodyLimits,
+    tls,
+    upstream::Upstreams,
+    worker::{Accepted, Worker},
+};
+
+/// Connections that the kernel holds for us while we are at `connections_max`.
+const BACKLOG: i32 = 4096;
+
+/// Pause after a failed accept: out of file descriptors, mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What stands behind the gateway.
 #[derive(Clone, Debug)]
@@ -32,19 +59,13 @@ pub(crate) struct Shared {
     pub(crate) ports: Ports,
 }
 
-/// One worker: a thread with its own runtime and upstream connections.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) upstreams: Upstreams,
-    /// Work that must not end with the request it belongs to: spawn it here, and a drain waits for it.
-    pub(crate) tasks: tokio_util::task::TaskTracker,
-}
-
-/// A gateway that listens but does not serve yet.
-#[derive(Debug)]
+/// A gateway that listens but does not serve yet: connections wait in the kernel.
 pub struct Gateway {
     shared: Arc<Shared>,
+    listeners: Vec<(TcpListener, Option<TlsAcceptor>)>,
+    addresses: Vec<SocketAddr>,
+    /// One for each worker.
+    upstreams: Vec<Arc<Upstreams>>,
 }
 
 /// Why a gateway could not start.
@@ -53,6 +74,12 @@ pub enum BindError {
     /// The routes conflict.
     #[error(transparent)]
     Routes(#[from] RouteTableError),
+    /// A certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsFilesError),
+    /// An upstream's TLS cannot be set up.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamTlsError),
     /// An address could not be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -64,10 +91,174 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Routes(error) => error.code(),
+            Self::Tls(_) => "bad_tls_files",
+            Self::Upstream(_) => "bad_upstream_tls",
+            Self::Listen { .. } => "cannot_listen",
+        }
+    }
+}
+
 /// Why serving ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A worker thread could not be started.
-    #[error("a worker thread could not be started")]
-    Thread(#[source] std::io::Error),
+    /// A worker's thread or runtime could not be started.
+    #[error("a worker could not be started")]
+    Worker(#[source] std::io::Error),
+    /// A worker panicked; the others were drained.
+    #[error("a worker died")]
+    WorkerDied,
+}
+
+impl Gateway {
+    /// Checks the routes, reads certificates and listens.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing is left listening then.
+    pub async fn bind(mut config: GatewayConfig, ports: Ports) -> Result<Self, BindError> {
+        let routes = RouteTable::new(std::mem::take(&mut config.routes))?;
+        let request_defaults = RequestBodyLimits {
+            bytes_max: config.limits.request_body_bytes_max,
+            idle_timeout: config.limits.idle_timeout,
+        };
+        let upstreams = (0..config.workers.max(1))
+            .map(|_| Upstreams::new(routes.routes(), request_defaults, config.limits.tunnel_idle_timeout).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for listener in &config.listeners {
+            let address = listener.address;
+            let acceptor = listener.tls.as_ref().map(tls::server_config).transpose()?.map(TlsAcceptor::from);
+            let socket = listen(address).map_err(|source| BindError::Listen { address, source })?;
+            addresses.push(socket.local_addr().map_err(|source| BindError::Listen { address, source })?);
+            listeners.push((socket, acceptor));
+        }
+        Ok(Self { shared: Arc::new(Shared { config, routes, ports }), listeners, addresses, upstreams })
+    }
+
+    /// Where it listens, in the config's order; with the port that port 0 became.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown`, then stops accepting, lets what is in flight finish within `drain_timeout`, and returns.
+    ///
+    /// Dropped, it closes the listeners and drains in the background.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let (drain, draining) = watch::channel(false);
+        let mut crew = Crew::default();
+        for (number, upstreams) in self.upstreams.into_iter().enumerate() {
+            crew.hire(number, self.shared.clone(), upstreams, draining.clone()).map_err(ServeError::Worker)?;
+        }
+        let Crew { hands, threads } = crew;
+        let slots = Arc::new(Semaphore::new(self.shared.config.limits.connections_max));
+        let mut accepting = JoinSet::new();
+        let hands: Arc<[Hand]> = hands.into();
+        for (listener, tls) in self.listeners {
+            accepting.spawn(accept(listener, tls, slots.clone(), hands.clone()));
+        }
+        drop(hands);
+        tokio::select! {
+            () = shutdown => {}
+            // Ends only if every worker is gone.
+            _ = accepting.join_next() => tracing::error!("no worker left"),
+        }
+        accepting.shutdown().await;
+        drain.send_replace(true);
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
+        match joined.await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(ServeError::WorkerDied),
+        }
+    }
+}
+
+/// The acceptor's end of a worker.
+struct Hand {
+    accepted: mpsc::UnboundedSender<Accepted>,
+    /// Its open connections.
+    load: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Crew {
+    hands: Vec<Hand>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Crew {
+    fn hire(
+        &mut self,
+        number: usize,
+        shared: Arc<Shared>,
+        upstreams: Arc<Upstreams>,
+        draining: watch::Receiver<bool>,
+    ) -> std::io::Result<()> {
+        let load = Arc::new(AtomicUsize::new(0));
+        // Bounded by `connections_max`: each holds a slot.
+        let (accepted, inbox) = mpsc::unbounded_channel();
+        let worker = Worker::new(shared, upstreams, draining, load.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new()
+            .name(format!("farebox-{number}"))
+            .spawn(move || runtime.block_on(worker.run(inbox)))?;
+        self.hands.push(Hand { accepted, load });
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+/// Accepts, and gives each connection to the worker that has the fewest. Not SO_REUSEPORT: the kernel would hash connections
+/// onto workers unevenly, and a second process could listen on the same port unnoticed.
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, slots: Arc<Semaphore>, hands: Arc<[Hand]>) {
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let (socket, address) = match listener.accept().await.and_then(|(tcp, address)| Ok((tcp.into_std()?, address)))
+        {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let accepted = Accepted { socket, address, tls: tls.clone(), slot };
+        let mut by_load: Vec<&Hand> = hands.iter().filter(|hand| !hand.accepted.is_closed()).collect();
+        by_load.sort_by_key(|hand| hand.load.load(Ordering::Relaxed));
+        let Some(hand) = by_load.first() else { return };
+        hand.load.fetch_add(1, Ordering::Relaxed);
+        if hand.accepted.send(accepted).is_err() {
+            hand.load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    // A restart must not wait for the last run's connections to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
 }

@@ -1,40 +1,38 @@
 //! Calling upstreams: connections kept by worker, headers by RFC 9110 §7.6, bodies streamed.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
+mod body;
+mod connect;
+mod pool;
+mod tunnel;
+
+use std::{sync::Arc, time::Duration};
+
+use farebox_core::ports::BoxError;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header::HOST, uri::Scheme};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+pub(crate) use self::body::UpstreamBody;
+pub use self::connect::UpstreamTlsError;
+use self::pool::{NotSent, Origin};
+use crate::{
+    Route, UpstreamConfig, UpstreamHost,
+    client::ClientInfo,
+    forward,
+    request_body::{Progress, RequestBody, RequestBodyError, RequestBodyLimits},
 };
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
-
-use crate::client::ClientInfo;
+/// A kept connection unused for so long may be one that the upstream closes just now; a request that is safe to repeat is then
+/// copied, so that it can be.
+const DOUBTFUL_IDLE: Duration = Duration::from_millis(500);
 
 /// The upstream connections of one worker.
 #[derive(Debug)]
-pub(crate) struct Upstreams {}
-
-impl Upstreams {
-    /// Sends a request to the upstream of the route with this index and returns its head; the body streams. Hop-by-hop headers, credentials of payment
-    /// and `farebox-*` are taken out both of the request and of what `Connection` names; `extra` is added
-    /// after that. An upgrade (101) is tunnelled in the background once the answer is passed on.
-    ///
-    /// Dropping the future or the body closes the upstream's connection if its answer was not read to the end.
-    ///
-    /// # Errors
-    /// [`UpstreamError`]; nothing is sent twice unless nothing had been sent, or the request is safe to repeat.
-    pub(crate) async fn call(
-        &self,
-        route: usize,
-        request: http::Request<Incoming>,
-        client: &ClientInfo,
-        extra: &[(HeaderName, HeaderValue)],
-    ) -> Result<http::Response<UpstreamBody>, UpstreamError> {
-        let _ = (route, request, client, extra);
-        Err(UpstreamError::Connect { source: "not yet".into() })
-    }
+pub(crate) struct Upstreams {
+    /// By index of route; routes with equal settings share one.
+    by_route: Vec<Arc<Origin>>,
+    request_limits: Vec<RequestBodyLimits>,
+    tunnel_idle_timeout: Duration,
 }
 
 /// Why there is no answer from an upstream.
@@ -44,7 +42,7 @@ pub(crate) enum UpstreamError {
     #[error("the upstream could not be reached")]
     Connect {
         #[source]
-        source: farebox_core::ports::BoxError,
+        source: BoxError,
     },
     /// No head within `response_timeout`. It may have done the work.
     #[error("the upstream did not answer in time")]
@@ -59,7 +57,7 @@ pub(crate) enum UpstreamError {
     #[error("the upstream's answer is malformed")]
     BadResponse {
         #[source]
-        source: farebox_core::ports::BoxError,
+        source: BoxError,
     },
     /// The client's body is longer than the route allows.
     #[error("the request's body is longer than {bytes_max} bytes")]
@@ -96,39 +94,238 @@ impl UpstreamError {
     }
 }
 
-/// An upstream's body. Gives its connection back to the pool at the end.
-#[derive(Debug)]
-pub(crate) struct UpstreamBody {
-    inner: Incoming,
+impl Upstreams {
+    /// Prepares what needs no connection. Called once for each worker.
+    ///
+    /// # Errors
+    /// [`UpstreamTlsError`] if a CA file cannot be used.
+    pub(crate) fn new(
+        routes: &[Route],
+        request_defaults: RequestBodyLimits,
+        tunnel_idle_timeout: Duration,
+    ) -> Result<Self, UpstreamTlsError> {
+        let mut origins: Vec<(&UpstreamConfig, Arc<Origin>)> = Vec::new();
+        let mut by_route = Vec::with_capacity(routes.len());
+        for route in routes {
+            let known = origins.iter().find(|(config, _)| **config == route.upstream).map(|(_, origin)| origin.clone());
+            let origin = match known {
+                Some(origin) => origin,
+                None => {
+                    let origin = Arc::new(Origin::new(route.upstream.clone())?);
+                    origins.push((&route.upstream, origin.clone()));
+                    origin
+                }
+            };
+            by_route.push(origin);
+        }
+        let limits_of = |route: &Route| RequestBodyLimits {
+            bytes_max: route.request_body_bytes_max.unwrap_or(request_defaults.bytes_max),
+            ..request_defaults
+        };
+        Ok(Self { by_route, request_limits: routes.iter().map(limits_of).collect(), tunnel_idle_timeout })
+    }
+
+    /// Sends a request to the upstream of the route with this index and returns its head; the body streams. Hop-by-hop headers, credentials
+    /// of payment and `farebox-*` are taken out; `extra` is added after that. An upgrade (101) is tunnelled in the background
+    /// once the answer is passed on.
+    ///
+    /// Dropping the future or the body closes the upstream's connection if its answer was not read to the end.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]. Nothing is sent twice unless nothing had been sent, or the method is safe (RFC 9110 §9.2.1), there is no body,
+    /// and a kept connection was closed before it answered.
+    pub(crate) async fn call(
+        &self,
+        route: usize,
+        mut request: Request<Incoming>,
+        client: &ClientInfo,
+        extra: &[(HeaderName, HeaderValue)],
+    ) -> Result<Response<UpstreamBody>, UpstreamError> {
+        let origin = &self.by_route[route];
+        let version = request.version();
+        let upgrade = forward::request_headers(request.headers_mut(), version, client, extra)
+            .filter(|_| !origin.config.http2)
+            .map(|_| hyper::upgrade::on(&mut request));
+        let limits = self.request_limits[route];
+        let (request, progress) = origin.prepare(request, client, limits)?;
+        let mut response = if origin.config.http2 {
+            send_h2(origin, request, progress.as_deref(), limits).await?
+        } else {
+            send_h1(origin, request, progress.as_deref(), limits).await?
+        };
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        match upgrade {
+            Some(client_side) if switching => {
+                tunnel::open(&mut response, client_side, self.tunnel_idle_timeout, client)
+            }
+            None if switching => {
+                return Err(UpstreamError::BadResponse { source: "it switched protocols without being asked".into() });
+            }
+            _ => forward::response_headers(response.headers_mut()),
+        }
+        Ok(response)
+    }
+
+    /// Closes kept connections that are unused for too long. Called every now and then.
+    pub(crate) fn reap(&self) {
+        self.by_route.iter().for_each(|origin| origin.reap());
+    }
+
+    /// Closes all kept connections; those in use close when they are done.
+    pub(crate) fn close(&self) {
+        self.by_route.iter().for_each(|origin| origin.close());
+    }
 }
 
-/// Why an upstream's body ended early. The client's connection is aborted, so that it never reads a clean end.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum UpstreamBodyError {
-    /// The connection broke off.
-    #[error("the upstream's answer broke off")]
-    Broken(#[source] hyper::Error),
-    /// No frame within `idle_timeout`.
-    #[error("the upstream's answer stalled")]
-    Stalled,
+impl Origin {
+    /// Puts our authority, target and body limit in place.
+    fn prepare(
+        &self,
+        request: Request<Incoming>,
+        client: &ClientInfo,
+        limits: RequestBodyLimits,
+    ) -> Result<(Request<RequestBody>, Option<Arc<Progress>>), UpstreamError> {
+        let (mut head, body) = request.into_parts();
+        let too_large = |_| UpstreamError::RequestTooLarge { bytes_max: limits.bytes_max };
+        let (body, progress) = RequestBody::new(body, limits).map_err(too_large)?;
+        let preserved = match (self.config.host, &client.authority) {
+            (UpstreamHost::Preserve, Some(authority)) => HeaderValue::from_str(authority.as_str()).ok(),
+            _ => None,
+        };
+        let host = preserved.unwrap_or_else(|| self.config.origin.authority.clone());
+        let bad_target = |source: http::Error| UpstreamError::Connect { source: source.into() };
+        if self.config.http2 {
+            head.uri = self.absolute_uri(&head.uri, &host).map_err(bad_target)?;
+            head.version = Version::HTTP_2;
+            head.headers.remove(http::header::CONNECTION);
+            head.headers.remove(http::header::UPGRADE);
+        } else {
+            if head.uri.authority().is_some() || !self.config.origin.base_path.is_empty() {
+                head.uri = Uri::builder().path_and_query(self.target(&head.uri)).build().map_err(bad_target)?;
+            }
+            head.version = Version::HTTP_11;
+            head.headers.insert(HOST, host);
+        }
+        head.extensions.clear();
+        Ok((Request::from_parts(head, body), progress))
+    }
+
+    fn absolute_uri(&self, uri: &Uri, host: &HeaderValue) -> Result<Uri, http::Error> {
+        let scheme = if self.config.origin.scheme == Scheme::HTTPS { Scheme::HTTPS } else { Scheme::HTTP };
+        Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(self.target(uri)).build()
+    }
+
+    fn target(&self, uri: &Uri) -> String {
+        let path_and_query = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        [&self.config.origin.base_path, path_and_query].concat()
+    }
 }
 
-impl HttpBody for UpstreamBody {
-    type Data = Bytes;
-    type Error = UpstreamBodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
-        Pin::new(&mut self.get_mut().inner).poll_frame(context).map_err(UpstreamBodyError::Broken)
+async fn send_h1(
+    origin: &Arc<Origin>,
+    mut request: Request<RequestBody>,
+    progress: Option<&Progress>,
+    limits: RequestBodyLimits,
+) -> Result<Response<UpstreamBody>, UpstreamError> {
+    let mut spare = None;
+    loop {
+        let now = Instant::now();
+        let (mut sender, idle) = match origin.checkout(now) {
+            Some((sender, idle)) => (sender, Some(idle)),
+            None => (origin.connect_h1().await?, None),
+        };
+        let repeatable = request.method().is_safe() && progress.is_none();
+        if idle.is_some_and(|idle| idle >= DOUBTFUL_IDLE) && repeatable {
+            spare = Some(copy_of(&request));
+        }
+        let sent = sender.try_send_request(request);
+        match deadline(sent, now + origin.config.response_timeout, origin.config.response_timeout, progress).await? {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                let body = UpstreamBody::new(body, origin, Some(sender), head.status);
+                return Ok(Response::from_parts(head, body));
+            }
+            Err(mut failed) => {
+                // Nothing of it was sent: hyper gives it back.
+                if let (Some(unsent), true) = (failed.take_message(), idle.is_some()) {
+                    request = unsent;
+                    continue;
+                }
+                let error = failed.into_error();
+                match spare.take() {
+                    Some(copy) if is_reset(&error) => request = copy,
+                    _ => return Err(failure(error, progress, limits)),
+                }
+            }
+        }
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+async fn send_h2(
+    origin: &Arc<Origin>,
+    mut request: Request<RequestBody>,
+    progress: Option<&Progress>,
+    limits: RequestBodyLimits,
+) -> Result<Response<UpstreamBody>, UpstreamError> {
+    for attempt in [NotSent::TryAgain, NotSent::GiveUp] {
+        let mut sender = origin.connect_h2().await?;
+        let sent = sender.try_send_request(request);
+        let timeout = origin.config.response_timeout;
+        match deadline(sent, Instant::now() + timeout, timeout, progress).await? {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                return Ok(Response::from_parts(head, UpstreamBody::new(body, origin, None, StatusCode::OK)));
+            }
+            Err(mut failed) => match (failed.take_message(), attempt) {
+                (Some(unsent), NotSent::TryAgain) => request = unsent,
+                _ => return Err(failure(failed.into_error(), progress, limits)),
+            },
+        }
     }
+    Err(UpstreamError::Connect { source: "the connection closed before the request was sent".into() })
+}
 
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+/// Waits for a head until `timeout` after the last frame of the request's body.
+async fn deadline<T>(
+    sent: impl Future<Output = T>,
+    mut at: Instant,
+    timeout: Duration,
+    progress: Option<&Progress>,
+) -> Result<T, UpstreamError> {
+    let mut sent = std::pin::pin!(sent);
+    loop {
+        match tokio::time::timeout_at(at, sent.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(_) => match progress.map(|progress| progress.last_frame() + timeout) {
+                Some(later) if later > at => at = later,
+                _ => return Err(UpstreamError::Timeout),
+            },
+        }
     }
+}
+
+fn failure(error: hyper::Error, progress: Option<&Progress>, limits: RequestBodyLimits) -> UpstreamError {
+    match progress.and_then(Progress::failure) {
+        Some(RequestBodyError::TooLarge) => UpstreamError::RequestTooLarge { bytes_max: limits.bytes_max },
+        Some(RequestBodyError::Aborted) => UpstreamError::RequestAborted,
+        None if error.is_parse() => UpstreamError::BadResponse { source: error.into() },
+        None => UpstreamError::Reset { source: error },
+    }
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || is_io(error)
+}
+
+fn is_io(error: &hyper::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+}
+
+fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = Method::clone(request.method());
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
 }
