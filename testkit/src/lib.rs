@@ -4,6 +4,7 @@
 //! Only tests depend on this crate.
 
 mod clock;
+pub mod conformance;
 mod entropy;
 mod memory;
 mod payer;
@@ -14,3 +15,32 @@ pub use entropy::SeededEntropy;
 pub use memory::{Fault, MemoryLedger};
 pub use payer::{TEST_ASSET_DECIMALS, TestPayer, proof_of, test_asset, test_network};
 pub use rail::{Call, ScriptedRail, SettleStep, SettleWith};
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use farebox_core::{InstanceId, Timestamp};
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct InMemory(Mutex<Option<MemoryLedger>>);
+
+    impl conformance::Books for InMemory {
+        fn open(&self, instance: InstanceId, kept: Duration, _now: Timestamp) -> Arc<dyn conformance::LedgerStore> {
+            let mut last = self.0.lock();
+            let next = last
+                .as_ref()
+                .map_or_else(|| MemoryLedger::new(instance.clone(), kept), |ledger| ledger.restarted(instance.clone()));
+            *last = Some(next.restarted(instance));
+            Arc::new(next)
+        }
+    }
+
+    #[test]
+    fn the_model_passes_its_own_suite() {
+        conformance::passes_everything(InMemory::default);
+    }
+}
