@@ -1,0 +1,213 @@
+//! The config as it is written: tables, keys, defaults. The reference page `docs/config.md` is made from this file.
+
+use std::net::SocketAddr;
+
+use farebox_core::{Network, Price, RailName, SettleWhen};
+use farebox_gateway::{UpstreamHost, UpstreamUrl};
+use ipnet::IpNet;
+
+use super::{
+    read::{
+        Absent::{Default, Means, Refused},
+        keys,
+    },
+    secret::{RpcTemplate, SecretRef},
+    values::{
+        AssetLiteral, Bytes, Count, FilePath, Gwei, LogFormat, Many, Match, Millis, NativeCoins, OneOrMany, PayTo, PublicUrl, Tables,
+    },
+};
+
+/// Durations that bound one request or one step of it.
+pub(crate) type Timeout = Millis<1, 86_400_000>;
+
+keys! {
+    /// Keys before the first `[table]`.
+    FileLiteral = "the file" {
+        /// Where the gateway listens: HTTP/1.1 and HTTP/2 on the same port.
+        "listen" listen: OneOrMany<SocketAddr, 16>, Default("\"127.0.0.1:8402\"");
+        /// The URL under which callers know the gateway; bills name it.
+        "public_url" public_url: PublicUrl, Means("scheme and Host of each request; those of `Forwarded` or `X-Forwarded-*` if a listed proxy says so");
+        /// The payments' SQLite file.
+        "ledger" ledger: FilePath, Default("\"farebox.db\"");
+        /// Proxies whose `Forwarded` and `X-Forwarded-*` headers are believed.
+        "trusted_proxies" trusted_proxies: Many<IpNet, 0, 256>, Default("[]");
+        /// Certificate and key, PEM, to serve HTTPS.
+        "tls" tls: TlsLiteral, Means("plain HTTP/1.1 and h2c");
+        /// Limits and timeouts towards callers.
+        "server" server: ServerLiteral, Default("{}");
+        /// Limits and timeouts towards the upstreams; a route may override those that are also named there.
+        "upstream" upstream: UpstreamLiteral, Default("{}");
+        /// What is kept of delivered answers, for payers who lost them.
+        "replay" replay: ReplayLiteral, Default("{}");
+        /// What is logged, to standard error.
+        "log" log: LogLiteral, Default("{}");
+        /// Networks to be paid on; at least one if a route has a price.
+        "chain" chain: Tables<ChainLiteral, 32>, Default("[]");
+        /// What is sold, and what is given away. What no route names is answered 404.
+        "route" route: Tables<RouteLiteral, 10_000>, Refused;
+    }
+}
+
+keys! {
+    /// `tls = { cert = "cert.pem", key = "key.pem" }`
+    TlsLiteral = "[tls]" {
+        /// The certificate chain, PEM.
+        "cert" cert: FilePath, Refused;
+        /// Its private key, PEM: PKCS#8, PKCS#1 or SEC1.
+        "key" key: FilePath, Refused;
+    }
+}
+
+keys! {
+    /// Limits and timeouts towards callers.
+    ServerLiteral = "[server]" {
+        /// Threads that serve requests.
+        "workers" workers: Count<1, 1024>, Means("one a processor");
+        /// Connections at once, over all listeners; more wait to be accepted.
+        "connections_max" connections_max: Count<1, 10_000_000>, Default("16384");
+        /// Bytes of a request's head; more is answered 431.
+        "header_bytes_max" header_bytes_max: Bytes<8_192, 1_048_576>, Default("\"32KiB\"");
+        /// Header fields of a request; more is answered 431.
+        "headers_max" headers_max: Count<16, 1_000>, Default("100");
+        /// How long a request's head, or a TLS handshake, may take to arrive.
+        "header_read_timeout" header_read_timeout: Timeout, Default("\"10s\"");
+        /// How long a connection may stay idle between requests, and how long a caller may neither take nor send what it owes.
+        "idle_timeout" idle_timeout: Timeout, Default("\"75s\"");
+        /// How long running requests may take to end after SIGTERM or SIGINT.
+        "drain_timeout" drain_timeout: Timeout, Default("\"30s\"");
+        /// Bytes of a request's body; more is answered 413.
+        "request_body_bytes_max" request_body_bytes_max: Bytes<0, 1_099_511_627_776>, Default("\"16MiB\"");
+        /// Requests at once on one HTTP/2 connection.
+        "streams_max" streams_max: Count<1, 10_000>, Default("128");
+        /// How long an upgraded connection (WebSocket) may be silent in both directions.
+        "tunnel_idle_timeout" tunnel_idle_timeout: Timeout, Default("\"10m\"");
+    }
+}
+
+keys! {
+    /// Limits and timeouts towards the upstreams.
+    UpstreamLiteral = "[upstream]" {
+        /// How long name resolution, connecting and TLS may take together.
+        "connect_timeout" connect_timeout: Timeout, Default("\"3s\"");
+        /// How long an upstream may take until the head of its answer.
+        "response_timeout" response_timeout: Timeout, Default("\"30s\"");
+        /// How long an upstream may be silent within its body.
+        "idle_timeout" idle_timeout: Timeout, Default("\"60s\"");
+        /// Idle connections kept for each upstream, by worker.
+        "pool_idle_max" pool_idle_max: Count<0, 100_000>, Default("256");
+        /// How long an idle connection is kept. Keep it below the upstream's own: a request on a connection that the upstream is closing is answered 502.
+        "pool_idle_timeout" pool_idle_timeout: Timeout, Default("\"4s\"");
+        /// Bytes of the head of an upstream's answer.
+        "header_bytes_max" header_bytes_max: Bytes<8_192, 1_048_576>, Default("\"64KiB\"");
+        /// Speak HTTP/2: by prior knowledge (h2c) to http, negotiated to https. Otherwise HTTP/1.1.
+        "http2" http2: bool, Default("false");
+        /// Which `Host` an upstream sees: its own, or the caller's.
+        "host" host: UpstreamHost, Default("\"upstream\"");
+        /// Certificates trusted besides the public roots, PEM, for https.
+        "ca" ca: FilePath, Means("the public roots alone");
+    }
+}
+
+keys! {
+    /// A payer whose connection broke gets the answer again by sending the same credential again.
+    ReplayLiteral = "[replay]" {
+        /// Bytes of an answer's body; a longer one is not kept.
+        "body_bytes_max" body_bytes_max: Bytes<0, 16_777_216>, Default("\"64KiB\"");
+        /// How long it is kept.
+        "keep_for" keep_for: Millis<1_000, 604_800_000>, Default("\"10m\"");
+    }
+}
+
+keys! {
+    /// What is logged, to standard error. Credentials and keys never are.
+    LogLiteral = "[log]" {
+        /// For people or for programs.
+        "format" format: LogFormat, Default("\"pretty\"");
+        /// The least grave level that is logged. The environment variable `FAREBOX_LOG` overrides it, by module too.
+        "level" level: tracing::Level, Default("\"info\"");
+    }
+}
+
+keys! {
+    /// A network to be paid on. A token's name, version and decimals are not configured: they are read from the chain at start.
+    ChainLiteral = "[[chain]]" {
+        /// The network.
+        "network" network: Network, Refused;
+        /// Its nodes, in order of preference.
+        "rpc" rpc: OneOrMany<RpcTemplate, 16>, Refused;
+        /// Tokens to be paid in, in order of preference.
+        "assets" assets: Many<AssetLiteral, 1, 32>, Refused;
+        /// The account that is paid.
+        "pay_to" pay_to: PayTo, Refused;
+        /// The key that sends the settling transactions and pays their gas. It never holds revenue.
+        "relayer" relayer: RelayerLiteral, Refused;
+        /// Blocks that make a settlement final: 1 is the block it is in.
+        "confirmations" confirmations: Count<1, 1_000>, Default("1");
+        /// How long a request waits for its settlement; after that the payment is in doubt and looked into in the background.
+        "settle_timeout" settle_timeout: Millis<1_000, 600_000>, Default("\"30s\"");
+        /// The bill's `maxTimeoutSeconds`: how long a payer's authorization lives.
+        "max_timeout" max_timeout: Millis<10_000, 86_400_000>, Default("\"60s\"");
+        /// The most gas that a settlement, its simulation or a contract wallet's signature check may take.
+        "gas_limit_max" gas_limit_max: Count<60_000, 10_000_000>, Default("200000");
+        /// The most that is paid for a unit of gas, tip included; gwei.
+        "fee_gwei_max" fee_gwei_max: Gwei, Default("200");
+        /// The most that the relayer spends on gas in one UTC day, in the chain's own coin. A restart begins anew.
+        "gas_per_day_max" gas_per_day_max: NativeCoins, Default("0.1");
+        /// How long one call to one node may take.
+        "rpc_timeout" rpc_timeout: Millis<100, 60_000>, Default("\"5s\"");
+        /// A transaction that is not mined after so long is sent again with a higher fee, at the same nonce.
+        "bump_after" bump_after: Millis<1_000, 600_000>, Default("\"10s\"");
+        /// Transactions of the relayer that may be unmined at once.
+        "in_flight_max" in_flight_max: Count<1, 1_024>, Default("64");
+        /// Settlements that may wait for a place among those in flight.
+        "lane_queue_max" lane_queue_max: Count<1, 100_000>, Default("1024");
+        /// How long a settlement waits for such a place.
+        "lane_wait" lane_wait: Millis<100, 600_000>, Default("\"5s\"");
+        /// How many blocks below the head a reorganisation is believed possible: payments in them are looked at again.
+        "watch_depth" watch_depth: Count<1, 100_000>, Default("64");
+    }
+}
+
+keys! {
+    /// `relayer = { key = "${FAREBOX_RELAYER_KEY}" }`, or a keystore and its password.
+    RelayerLiteral = "relayer" {
+        /// The private key, 64 hex digits.
+        "key" key: SecretRef, Means("`keystore` is used");
+        /// An encrypted keystore (Web3 Secret Storage, version 3).
+        "keystore" keystore: FilePath, Means("`key` is used");
+        /// The keystore's password.
+        "password" password: SecretRef, Means("`key` is used");
+    }
+}
+
+keys! {
+    /// What is sold at which price, or free. A request takes the most specific route that matches; two that match equally are refused.
+    RouteLiteral = "[[route]]" {
+        /// Methods and a path pattern: `GET /v1/x`, `GET,POST /v1/*`, `* /v1/{id}/file`. `{name}` is one segment, a trailing `/*` or `{*rest}` the rest. Case-sensitive.
+        "match" pattern: Match, Refused;
+        /// The route's name in the books.
+        "id" id: String, Means("the text of `match`");
+        /// Where requests go: an origin, and maybe a path that is put before the request's.
+        "upstream" upstream: UpstreamUrl, Refused;
+        /// The price of one request: in dollars, payable in every dollar token, or in one token.
+        "price" price: Price, Means("the route must say `free = true`");
+        /// The route costs nothing.
+        "free" free: bool, Means("the route must have a price");
+        /// Ways to pay.
+        "rails" rails: Many<RailName, 1, 1>, Means("all that are configured");
+        /// When the money moves: after the upstream's head and before ours, so that an answer of 400 or more is not charged, or before the upstream is called.
+        "settle" settle: SettleWhen, Default("\"before_response\"");
+        /// What the bill says is sold.
+        "description" description: String, Means("nothing");
+        /// The answer's media type, for the bill.
+        "mime_type" mime_type: String, Means("nothing");
+        /// As in `[upstream]`, for this route.
+        "connect_timeout" connect_timeout: Timeout, Means("as in `[upstream]`");
+        /// As in `[upstream]`, for this route.
+        "response_timeout" response_timeout: Timeout, Means("as in `[upstream]`");
+        /// As in `[upstream]`, for this route.
+        "idle_timeout" idle_timeout: Timeout, Means("as in `[upstream]`");
+        /// As in `[server]`, for this route.
+        "request_body_bytes_max" request_body_bytes_max: Bytes<0, 1_099_511_627_776>, Means("as in `[server]`");
+    }
+}

@@ -1,0 +1,95 @@
+//! The reference page, made from the declarations in `literal.rs`.
+
+use std::fmt::Write as _;
+
+use super::{
+    literal::{
+        ChainLiteral, FileLiteral, LogLiteral, RelayerLiteral, ReplayLiteral, RouteLiteral, ServerLiteral, TlsLiteral,
+        UpstreamLiteral,
+    },
+    read::{Absent, Keys},
+    values::TokenLiteral,
+};
+
+const INTRO: &str = "# farebox.toml
+
+Made from the code by `FAREBOX_BLESS=1 cargo test -p farebox`; do not edit.
+
+`farebox init` writes a commented file, `farebox check` says whether it works, `farebox price GET /v1/x` which route and price
+apply. An unknown key is a mistake, and every mistake is told in one run, with line, key and what was expected.
+
+Ten lines are enough:
+
+```toml
+[[chain]]
+network = \"eip155:84532\"
+rpc = [\"http://127.0.0.1:8545\"]
+assets = [\"USDC\"]
+pay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"
+relayer = { key = \"${FAREBOX_RELAYER_KEY}\" }
+
+[[route]]
+match = \"GET /v1/*\"
+upstream = \"http://127.0.0.1:9000\"
+price = \"$0.01\"
+```
+
+A secret is never written in the file: `\"${NAME}\"` is an environment variable, `\"file:PATH\"` a file. Paths are relative to the
+folder of the config file. Durations are written `\"250ms\"`, `\"30s\"`, `\"10m\"`, `\"1h\"`; sizes `\"64KiB\"`, `\"8MiB\"` or a number of
+bytes. A `$` price needs a dollar token on every chain; a price such as `\"0.01 USDC\"` that token on one chain at least. A route
+with a price is not served if the config has both test networks and real ones.
+";
+
+fn page() -> String {
+    let mut page = INTRO.to_owned();
+    section::<FileLiteral>(&mut page);
+    section::<TlsLiteral>(&mut page);
+    section::<ServerLiteral>(&mut page);
+    section::<UpstreamLiteral>(&mut page);
+    section::<ReplayLiteral>(&mut page);
+    section::<LogLiteral>(&mut page);
+    section::<ChainLiteral>(&mut page);
+    section::<TokenLiteral>(&mut page);
+    section::<RelayerLiteral>(&mut page);
+    section::<RouteLiteral>(&mut page);
+    page
+}
+
+fn section<T: Keys>(page: &mut String) {
+    let title = if T::TITLE == "the file" { "At the top".to_owned() } else { format!("`{}`", T::TITLE) };
+    write!(page, "\n## {title}\n\n{}\n\n| key | what | value | if absent |\n|---|---|---|---|\n", T::about()).unwrap();
+    for key in T::keys() {
+        let absent = match key.absent {
+            Absent::Refused => "a mistake".to_owned(),
+            Absent::Default(value) => format!("`{value}`"),
+            Absent::Means(words) => words.to_owned(),
+        };
+        let cell = |text: &str| text.replace('|', "\\|");
+        let row = [format!("`{}`", key.name), cell(&key.about), cell(&key.expected), cell(&absent)];
+        writeln!(page, "| {} |", row.join(" | ")).unwrap();
+    }
+}
+
+#[test]
+fn the_reference_page_is_up_to_date() {
+    crate::cmd::help::check_page("config.md", &page());
+}
+
+/// Every default is read by the reader of its key, so a default that cannot be read would be one that is never there.
+#[test]
+fn every_default_can_be_read() {
+    fn check<T: Keys>() {
+        for key in T::keys() {
+            let Absent::Default(fragment) = key.absent else { continue };
+            assert!(toml::de::DeValue::parse(fragment).is_ok(), "{}.{}", T::TITLE, key.name);
+        }
+    }
+    check::<FileLiteral>();
+    check::<ServerLiteral>();
+    check::<UpstreamLiteral>();
+    check::<ReplayLiteral>();
+    check::<LogLiteral>();
+    check::<ChainLiteral>();
+    check::<TokenLiteral>();
+    check::<RouteLiteral>();
+}
