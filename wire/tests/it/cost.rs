@@ -1,1 +1,42 @@
+//! What the hot paths cost. Not a test of speed: run it by hand.
 
+use std::time::Instant;
+
+use farebox_core::X402Version;
+use farebox_wire::{
+    problem::problem_json,
+    x402::{decode_credential, decode_payment_required, encode_credential, encode_payment_required, match_offer},
+};
+
+use crate::fixtures::{credential, two_offers};
+
+const ROUNDS: u32 = 20_000;
+
+fn measure(what: &str, mut work: impl FnMut() -> usize) {
+    #[expect(clippy::disallowed_methods, reason = "measures real time")]
+    let start = Instant::now();
+    let sum: usize = (0..ROUNDS).map(|_| std::hint::black_box(work())).sum();
+    println!(
+        "{what}: {:.2} us ({} bytes)",
+        start.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS),
+        sum / ROUNDS as usize
+    );
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release -p farebox-wire -- --ignored --nocapture"]
+fn cost_of_the_hot_paths() {
+    let challenge = two_offers();
+    let header = encode_payment_required(&challenge);
+    let bill = decode_payment_required(Some(header.as_bytes()), None).unwrap();
+    let paid = credential(X402Version::V2, &challenge.offers[0]);
+    let (_, value) = encode_credential(&paid, &bill.requirements[0], &bill);
+    measure("encode PAYMENT-REQUIRED, 2 offers", || encode_payment_required(&challenge).len());
+    measure("encode the problem body, 2 offers", || problem_json(&challenge.refusal, Some(&challenge)).len());
+    measure("decode PAYMENT-SIGNATURE and match", || {
+        let read = decode_credential(X402Version::V2, value.as_bytes()).unwrap();
+        let offer = match_offer(&read.accepted, &read.authorization, &challenge.offers).unwrap();
+        assert_eq!(offer.amount.units, 10_000);
+        value.len()
+    });
+}

@@ -25,7 +25,8 @@ fn ours() -> Value {
     let v2 = decode_payment_required(Some(header.as_bytes()), None).unwrap();
     let v1 = decode_payment_required(None, Some(body.to_string().as_bytes())).unwrap();
     let pay = |version, bill: &farebox_wire::x402::Bill| {
-        let (name, value) = encode_credential(&credential(version, &bill.requirements[0].offer), &bill.requirements[0], bill);
+        let (name, value) =
+            encode_credential(&credential(version, &bill.requirements[0].offer), &bill.requirements[0], bill);
         assert_eq!(name.as_str(), header_of(version));
         value.to_str().unwrap().to_owned()
     };

@@ -1,1 +1,55 @@
+//! The browser's page.
 
+use farebox_wire::page::html;
+use serde_json::json;
+
+use crate::fixtures::{PAY_TO, USDC, challenge, offer, two_offers};
+
+#[test]
+fn the_page_says_what_the_body_says() {
+    let page = html(&two_offers(), &"$0.01".parse().unwrap());
+    for part in [
+        "$0.01",
+        "10000 smallest units of USDC",
+        "eip155:84532",
+        "eip155:1<",
+        PAY_TO,
+        USDC,
+        "60 seconds",
+        "this call costs $0.01; pay one of the offers and send it again",
+        "payment_required",
+        "<dt>Charged</dt><dd>no</dd>",
+        "farebox pay &#39;https://api.example.com/v1/answer?q=1&amp;lang=en&#39;",
+        "An answer – in &lt;b&gt;full&lt;/b&gt;",
+        "application/json",
+    ] {
+        assert!(page.contains(part), "no {part} in {page}");
+    }
+}
+
+#[test]
+fn the_page_loads_nothing_and_runs_nothing() {
+    let page = html(&two_offers(), &"$0.01".parse().unwrap());
+    for part in ["<script", "src=", "href=", "url(", "@import", "onload", "<form", "<iframe"] {
+        assert!(!page.contains(part), "{part} in {page}");
+    }
+}
+
+#[test]
+fn nobodys_text_becomes_markup_or_a_second_command() {
+    let evil = "'\"><script>alert(1)</script>\u{0}&";
+    let mut terms = offer("eip155:84532");
+    terms.extra.insert("name".to_owned(), json!(evil));
+    let mut challenge = challenge(vec![terms]);
+    challenge.resource.url = "https://x/?a=';rm -rf ~;'".to_owned();
+    challenge.resource.description = evil.into();
+    challenge.refusal.detail = evil.to_owned();
+    challenge.refusal.code = evil.to_owned().into();
+    let page = html(&challenge, &"0.01 USDC".parse().unwrap());
+    assert!(!page.contains("<script") && !page.contains('\u{0}'), "{page}");
+    assert_eq!(page.matches("&lt;script&gt;alert(1)").count(), 6, "{page}");
+    assert!(
+        page.contains(r"farebox pay &#39;https://x/?a=&#39;\&#39;&#39;;rm -rf ~;&#39;\&#39;&#39;&#39;</pre>"),
+        "{page}"
+    );
+}

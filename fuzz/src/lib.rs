@@ -1,0 +1,147 @@
+//! What must hold for any bytes. One function a header parser: called by the fuzz targets, and by the wire crate's tests over the
+//! corpus, so that every toolchain runs it.
+//!
+//! Each takes the bytes both as a header's value and, in base64, as the JSON inside one: the encoding must not hide the rest from
+//! the fuzzer.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use farebox_core::{
+    AcceptedTerms, Amount, AssetId, Credential, EvmAddress, Network, Offer, RailName, TransferAuthorization,
+    X402Credential, X402Version,
+};
+use farebox_wire::{
+    CREDENTIAL_BYTES_MAX,
+    x402::{
+        Bill, Requirement, decode_credential, decode_payment_required, decode_settlement, encode_credential,
+        match_offer,
+    },
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// `PAYMENT-SIGNATURE`.
+pub fn payment_signature(data: &[u8]) {
+    credential(X402Version::V2, "payment-signature", data);
+    credential(X402Version::V2, "payment-signature", STANDARD.encode(data).as_bytes());
+}
+
+/// `X-PAYMENT`.
+pub fn x_payment(data: &[u8]) {
+    credential(X402Version::V1, "x-payment", data);
+    credential(X402Version::V1, "x-payment", STANDARD.encode(data).as_bytes());
+}
+
+/// `PAYMENT-REQUIRED`, and the same terms in a body.
+pub fn payment_required(data: &[u8]) {
+    bill(Some(data), None);
+    bill(Some(STANDARD.encode(data).as_bytes()), None);
+    bill(None, Some(data));
+}
+
+/// `PAYMENT-RESPONSE` and `X-PAYMENT-RESPONSE`.
+pub fn payment_response(data: &[u8]) {
+    settlement(data);
+    settlement(STANDARD.encode(data).as_bytes());
+}
+
+fn credential(version: X402Version, name: &'static str, value: &[u8]) {
+    let read = decode_credential(version, value);
+    match &read {
+        Ok(credential) => {
+            assert!(value.len() <= CREDENTIAL_BYTES_MAX);
+            assert_eq!(credential.version, version);
+            let again = X402Credential::new(
+                version,
+                credential.accepted.clone(),
+                credential.authorization.clone(),
+                credential.signature.clone(),
+            );
+            assert_eq!(again.digest, credential.digest, "the digest covers what was read");
+            if let Ok(offer) = match_offer(&credential.accepted, &credential.authorization, &[offer()]) {
+                assert_eq!(offer.amount.units, credential.authorization.value);
+                assert_eq!(offer.pay_to.parse(), Ok(credential.authorization.to));
+                assert_eq!(offer.network(), &credential.accepted.network);
+            }
+        }
+        Err(error) => {
+            let refusal = error.refusal();
+            assert_eq!(refusal.status, 400);
+            printable(&refusal.detail);
+        }
+    }
+    let Ok(value) = HeaderValue::from_bytes(value) else { return };
+    let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value)]);
+    match (farebox_wire::credentials(&headers), read) {
+        (Ok(Some(Credential::X402(a))), Ok(b)) => assert_eq!(a, b),
+        (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
+        (a, b) => panic!("{a:?} is not {b:?}"),
+    }
+}
+
+fn bill(header: Option<&[u8]>, body: Option<&[u8]>) {
+    match decode_payment_required(header, body) {
+        Ok(bill) => {
+            bill.skipped.iter().for_each(|skipped| printable(&skipped.to_string()));
+            bill.requirements.iter().for_each(|requirement| pay(&bill, requirement));
+        }
+        Err(error) => printable(&error.to_string()),
+    }
+}
+
+/// Whatever bill we can read, we can answer, and a gateway that made it would take the answer for what it asked.
+fn pay(bill: &Bill, requirement: &Requirement) {
+    let offer = &requirement.offer;
+    let to: EvmAddress = offer.pay_to.parse().expect("a requirement's recipient is an address");
+    let authorization = TransferAuthorization {
+        from: EvmAddress([7; 20]),
+        to,
+        value: offer.amount.units,
+        valid_after: 0,
+        valid_before: u64::MAX,
+        nonce: [9; 32],
+    };
+    let accepted = AcceptedTerms { scheme: offer.scheme.clone(), network: offer.network().clone(), requirement: None };
+    let sent = X402Credential::new(bill.version, accepted, authorization, vec![1; 65]);
+    let (_, value) = encode_credential(&sent, requirement, bill);
+    if value.len() > CREDENTIAL_BYTES_MAX {
+        return;
+    }
+    let read = decode_credential(bill.version, value.as_bytes()).expect("we read what we write");
+    assert_eq!((&read.authorization, &read.signature), (&sent.authorization, &sent.signature));
+    let matched = match_offer(&read.accepted, &read.authorization, std::slice::from_ref(offer));
+    assert_eq!(matched.expect("what was billed is what is paid"), offer);
+}
+
+fn settlement(value: &[u8]) {
+    match decode_settlement(value) {
+        Ok(read) => {
+            [&read.transaction]
+                .into_iter()
+                .chain(&read.payer)
+                .chain(&read.error_reason)
+                .for_each(|text| printable(text));
+            for version in [X402Version::V1, X402Version::V2] {
+                let (_, written) = read.encode(version);
+                assert_eq!(decode_settlement(written.as_bytes()).expect("we read what we write"), read);
+            }
+        }
+        Err(error) => printable(&error.to_string()),
+    }
+}
+
+fn printable(text: &str) {
+    assert!(text.len() < 1500 && !text.chars().any(char::is_control), "{text:?}");
+}
+
+fn offer() -> Offer {
+    let network: Network = "eip155:84532".parse().expect("a network");
+    let asset = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
+    Offer {
+        rail: RailName::X402,
+        scheme: "exact".into(),
+        amount: Amount { units: 10_000, asset: AssetId::erc20(network, asset.parse().expect("an address")) },
+        asset_on_wire: asset.into(),
+        pay_to: "0x209693Bc6afc0C5328bA36FaF03C514EF312287C".into(),
+        max_timeout_s: 60,
+        extra: serde_json::from_str(r#"{"name":"USDC","version":"2"}"#).expect("an object"),
+    }
+}
