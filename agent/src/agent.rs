@@ -222,7 +222,7 @@ pub enum Quote {
         /// The URL that bills, after redirects.
         url: url::Url,
         /// The bill.
-        bill: Bill,
+        bill: Box<Bill>,
         /// Its offers, judged, in the bill's order.
         offers: Vec<QuotedOffer>,
     },
@@ -313,7 +313,7 @@ impl Agent {
             chosen: chosen == Some(index),
         };
         let offers = bill.requirements.iter().enumerate().map(judged).collect();
-        Quote::Bill { url, bill, offers }
+        Quote::Bill { url, bill: Box::new(bill), offers }
     }
 
     /// Sends the request without a payment, once.

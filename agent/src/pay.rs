@@ -189,8 +189,7 @@ impl Agent {
         let now = parts.clock.now();
         let Credential::X402(credential) = parts.wallet.authorize(&signed_for, now).await?;
         let expires_at = Timestamp::from_unix_s(credential.authorization.valid_before);
-        let header =
-            bill::credential_header(bill, choice.index, &credential).ok_or_else(|| FetchError::Policy(Vec::new()))?;
+        let header = bill::credential_header(bill, choice.asked, &credential);
         let asset = choice.acceptable.asset;
         Ok(Authorization { header, offer, asset, signed_at: now, expires_at, standing: Standing::Open })
     }
