@@ -11,6 +11,7 @@ pub mod x402;
 use farebox_core::Credential;
 use http::{HeaderMap, HeaderName};
 
+pub use base64_text::Base64TextError;
 pub use credential_error::{CredentialError, CredentialProblem};
 pub use json::{JsonError, MemberError, MemberProblem};
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use farebox_core::{Challenge, Offer, Price, Retry};
+use farebox_core::{Challenge, Charged, Offer, Price, Retry};
 
 use crate::problem::Title;
 
@@ -35,25 +35,18 @@ fn write_page(page: &mut String, challenge: &Challenge, price: &Price) -> fmt::R
     if !resource.mime_type.is_empty() {
         fact(page, "Media type", &Escaped(&resource.mime_type))?;
     }
-    let charged = serde_json::to_value(refusal.charged).map_err(|_| fmt::Error)?;
-    fact(
-        page,
-        "Charged",
-        &match charged.as_bool() {
-            Some(true) => "yes",
-            Some(false) => "no",
-            None => "not known yet",
-        },
-    )?;
-    fact(
-        page,
-        "Next",
-        &match refusal.retry {
-            Retry::AfterPayment => "pay, then send the request again",
-            Retry::SameProof => "send the identical request again, never a new payment",
-            Retry::Never => "this request will not be served",
-        },
-    )?;
+    let charged = match refusal.charged {
+        Charged::Yes => "yes",
+        Charged::No => "no",
+        Charged::Unknown => "not known yet",
+    };
+    fact(page, "Charged", &charged)?;
+    let next = match refusal.retry {
+        Retry::AfterPayment => "pay, then send the request again",
+        Retry::SameProof => "send the identical request again, never a new payment",
+        Retry::Never => "this request will not be served",
+    };
+    fact(page, "Next", &next)?;
     fact(page, "Code", &format_args!("<code>{}</code>", Escaped(&refusal.code)))?;
     page.push_str("</dl><h2>How to pay</h2><p>From a terminal:</p>");
     write!(page, "<pre>farebox pay {}</pre>", Escaped(&shell_quoted(&resource.url)))?;

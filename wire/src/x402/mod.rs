@@ -20,7 +20,7 @@ pub use matching::{MatchError, MatchField, match_offer};
 pub use network::{from_v1_name, v1_name};
 pub use settlement::{SETTLEMENT_BYTES_MAX, SettlementError, SettlementResponse, decode_settlement};
 pub(crate) use terms::BodyTerms;
-pub use terms::{encode_payment_required, payment_required_v1_members, payment_required_value};
+pub use terms::{encode_payment_required, payment_required_v1_members};
 
 /// Version 2: the bill, on a 402.
 pub const PAYMENT_REQUIRED: HeaderName = HeaderName::from_static("payment-required");

@@ -13,12 +13,6 @@ pub fn encode_payment_required(challenge: &Challenge) -> String {
     base64_text::encode(&json::bytes(&V2::new(challenge, &challenge.refusal.code), 256 + 512 * challenge.offers.len()))
 }
 
-/// The version 2 bill as JSON, for tools and tests.
-#[must_use]
-pub fn payment_required_value(challenge: &Challenge) -> serde_json::Value {
-    serde_json::json!(V2::new(challenge, &challenge.refusal.code))
-}
-
 /// The version 1 members of a body, `{x402Version: 1, error, accepts}`; `None` if no offer's network has a version 1 name: an
 /// empty `accepts` breaks version 1 clients.
 #[must_use]
