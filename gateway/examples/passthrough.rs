@@ -31,6 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             request_body_bytes_max: None,
         }],
         replay: ReplayLimits::default(),
+        admission: farebox_gateway::AdmissionLimits::default(),
+        reconciler: farebox_gateway::ReconcilerLimits::default(),
     };
     let instance = InstanceId::new("bench");
     let ports = Ports {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use farebox_core::ports::BoxError;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::upstream::UpstreamBody;
+use crate::{delivery::DeliveryBody, upstream::UpstreamBody};
 
 /// What we answer with.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) enum Body {
     Full(Bytes),
     /// An upstream's, streamed; trailers included.
     Upstream(UpstreamBody),
+    /// An upstream's to a paid request: its end waits for the books.
+    Delivery(Box<DeliveryBody>),
 }
 
 impl Body {
@@ -46,6 +48,7 @@ impl HttpBody for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Self::Upstream(body) => Pin::new(body).poll_frame(context).map_err(BoxError::from),
+            Self::Delivery(body) => Pin::new(&mut **body).poll_frame(context),
         }
     }
 
@@ -54,6 +57,7 @@ impl HttpBody for Body {
             Self::Empty => true,
             Self::Full(_) => false,
             Self::Upstream(body) => body.is_end_stream(),
+            Self::Delivery(body) => body.is_end_stream(),
         }
     }
 
@@ -62,6 +66,7 @@ impl HttpBody for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Upstream(body) => body.size_hint(),
+            Self::Delivery(body) => body.size_hint(),
         }
     }
 }

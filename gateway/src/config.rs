@@ -6,7 +6,7 @@ use http::{HeaderValue, uri::Scheme};
 use ipnet::IpNet;
 use url::Url;
 
-use crate::Route;
+use crate::{AdmissionLimits, ReconcilerLimits, Route};
 
 /// Everything the gateway is told.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub struct GatewayConfig {
     pub routes: Vec<Route>,
     /// How much of a delivered answer is kept.
     pub replay: ReplayLimits,
+    /// Bounds of a paid request's way.
+    pub admission: AdmissionLimits,
+    /// How doubts are ended.
+    pub reconciler: ReconcilerLimits,
 }
 
 /// One address to listen on.

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use farebox_core::{Access, Charged, Refusal, Retry};
+use farebox_core::{Access, Refusal, Retry};
 use farebox_wire::problem;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
@@ -11,7 +11,7 @@ use http::{
 use hyper::body::Incoming;
 
 use crate::{
-    AmbiguousPath, Methods, Route, RouteTable,
+    AmbiguousPath, Methods, Route, RouteTable, admission,
     body::Body,
     client::{BadTarget, ClientInfo, Peer},
     server::Shared,
@@ -66,16 +66,12 @@ pub(crate) async fn handle(worker: &Worker, peer: &Arc<Peer>, mut request: Reque
                 refuse(&error.into())
             }
         },
-        Access::Paid(_) => {
+        Access::Paid(tariff) => {
+            let tariff = tariff.clone();
             let inbound = Inbound { request, client, route, shared: worker.shared.clone() };
-            Box::pin(admit(worker, inbound)).await
+            Box::pin(admission::admit(worker, &tariff, inbound)).await
         }
     }
-}
-
-async fn admit(_worker: &Worker, inbound: Inbound) -> Response<Body> {
-    drop(inbound);
-    refuse(&Refusal::could_not_tell("admission_missing", "paid routes are not served yet", Charged::No))
 }
 
 /// Finds the route, and makes the URI's path the canonical one.

@@ -21,9 +21,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) use crate::proxy::Inbound;
 use crate::{
     GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
+    admission::Till,
+    reconciler,
     request_body::RequestBodyLimits,
     tls,
     upstream::Upstreams,
@@ -56,7 +57,7 @@ pub struct Ports {
 pub(crate) struct Shared {
     pub(crate) config: GatewayConfig,
     pub(crate) routes: RouteTable,
-    pub(crate) ports: Ports,
+    pub(crate) till: Arc<Till>,
 }
 
 /// A gateway that listens but does not serve yet: connections wait in the kernel.
@@ -138,7 +139,12 @@ impl Gateway {
             addresses.push(socket.local_addr().map_err(|source| BindError::Listen { address, source })?);
             listeners.push((socket, acceptor));
         }
-        Ok(Self { shared: Arc::new(Shared { config, routes, ports }), listeners, addresses, upstreams })
+        Ok(Self {
+            shared: Arc::new(Shared { till: Arc::new(till(&config, ports)), config, routes }),
+            listeners,
+            addresses,
+            upstreams,
+        })
     }
 
     /// Where it listens, in the config's order; with the port that port 0 became.
@@ -160,6 +166,8 @@ impl Gateway {
             crew.hire(number, self.shared.clone(), upstreams, draining.clone()).map_err(ServeError::Worker)?;
         }
         let Crew { hands, threads } = crew;
+        // Ends with the process: what it leaves is what it found.
+        let reconciler = tokio::spawn(reconciler::run(self.shared.till.clone(), self.shared.config.reconciler));
         let slots = Arc::new(Semaphore::new(self.shared.config.limits.connections_max));
         let mut accepting = JoinSet::new();
         let hands: Arc<[Hand]> = hands.into();
@@ -173,6 +181,7 @@ impl Gateway {
             _ = accepting.join_next() => tracing::error!("no worker left"),
         }
         accepting.shutdown().await;
+        reconciler.abort();
         drain.send_replace(true);
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
@@ -240,6 +249,18 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, slots: Arc<Sema
         if hand.accepted.send(accepted).is_err() {
             hand.load.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+fn till(config: &GatewayConfig, ports: Ports) -> Till {
+    Till {
+        rails: ports.rails,
+        ledger: ports.ledger,
+        clock: ports.clock,
+        entropy: ports.entropy,
+        instance: ports.instance,
+        limits: config.admission,
+        answer_bytes_max: config.replay.body_bytes_max as u64,
     }
 }
 

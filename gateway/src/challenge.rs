@@ -1,0 +1,222 @@
+//! Everything a paid route says itself: the 402 and its variants, preflights, and the headers a paid answer carries.
+
+use std::sync::Arc;
+
+use farebox_core::{Challenge, Credential, Refusal, Resource, Tariff, X402Version};
+use farebox_wire::{
+    CredentialError, page, problem,
+    x402::{
+        PAYMENT_REQUIRED, PAYMENT_RESPONSE, SettlementResponse, X_PAYMENT, X_PAYMENT_RESPONSE, encode_payment_required,
+    },
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    header::{
+        ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW, CACHE_CONTROL,
+        CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, RETRY_AFTER, USER_AGENT, VARY,
+    },
+};
+
+use crate::{body::Body, proxy::Inbound};
+
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static(problem::CONTENT_TYPE);
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const PRIVATE: HeaderValue = HeaderValue::from_static("private");
+const ANY: HeaderValue = HeaderValue::from_static("*");
+const VARY_CREDENTIALS: HeaderValue = HeaderValue::from_static("payment-signature, x-payment");
+const VARY_CHALLENGE: HeaderValue = HeaderValue::from_static("payment-signature, x-payment, accept");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "payment-required, payment-response, x-payment-response, farebox-payment-id, idempotent-replayed, retry-after",
+);
+const PREFLIGHT_HEADERS: &str = "payment-signature, x-payment, access-control-expose-headers, content-type";
+
+/// Writes the answers of one route to one caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    tariff: Arc<Tariff>,
+    url: String,
+    caller: Caller,
+    version: X402Version,
+    /// Preflight: which headers the page wants to send.
+    wanted_headers: Option<HeaderValue>,
+    methods: HeaderValue,
+}
+
+/// Who reads the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Caller {
+    Program,
+    Browser,
+}
+
+impl Desk {
+    pub(crate) fn new(tariff: &Arc<Tariff>, inbound: &Inbound) -> Self {
+        let headers = inbound.request.headers();
+        let contains = |name: HeaderName, part: &str| {
+            headers.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(part))
+        };
+        let browser = contains(ACCEPT, "text/html") && contains(USER_AGENT, "Mozilla");
+        Self {
+            tariff: tariff.clone(),
+            url: inbound.resource_url(),
+            caller: if browser { Caller::Browser } else { Caller::Program },
+            version: if headers.contains_key(X_PAYMENT) { X402Version::V1 } else { X402Version::V2 },
+            wanted_headers: headers
+                .get(ACCESS_CONTROL_REQUEST_HEADERS)
+                .filter(|_| headers.contains_key(ORIGIN))
+                .cloned(),
+            methods: inbound.allowed_methods(),
+        }
+    }
+
+    /// The bill, for a request without a credential.
+    pub(crate) fn unpaid(&self) -> Response<Body> {
+        let refusal = Refusal::payment(
+            "payment_required",
+            "this resource is paid by the call; pay one of the offers and send the request again",
+        );
+        self.rebill(&refusal, None)
+    }
+
+    /// A credential that cannot be read: 400, with a fresh bill so that a client can go on.
+    pub(crate) fn malformed(&self, error: &CredentialError) -> Response<Body> {
+        self.rebill(&error.refusal(), None)
+    }
+
+    /// A credential of a rail that this gateway does not take.
+    pub(crate) fn no_rail(&self, credential: &Credential) -> Response<Body> {
+        let Credential::X402(_) = credential;
+        self.rebill(
+            &Refusal::payment("unsupported_rail", "this gateway does not take x402 payments; see the offers"),
+            None,
+        )
+    }
+
+    /// A refusal with a fresh bill: nothing was charged, and paying (again) is right.
+    pub(crate) fn rebill(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
+        let challenge = Challenge {
+            resource: Resource {
+                url: self.url.clone(),
+                description: self.tariff.description.clone(),
+                mime_type: self.tariff.mime_type.clone(),
+            },
+            offers: self.tariff.offers.clone(),
+            refusal: refusal.clone(),
+        };
+        let (content_type, body) = match self.caller {
+            Caller::Browser => (HTML, page::html(&challenge, &self.tariff.price).into_bytes()),
+            Caller::Program => (PROBLEM_JSON, problem::problem_json(refusal, Some(&challenge))),
+        };
+        let mut response = self.respond(refusal, content_type, body, settlement);
+        if let Ok(bill) = HeaderValue::try_from(encode_payment_required(&challenge)) {
+            response.headers_mut().insert(PAYMENT_REQUIRED, bill);
+        }
+        response
+    }
+
+    /// A refusal without a bill: to pay (again) would be wrong, or no use.
+    pub(crate) fn refuse(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
+        self.respond(refusal, PROBLEM_JSON, problem::problem_json(refusal, None), settlement)
+    }
+
+    fn respond(
+        &self,
+        refusal: &Refusal,
+        content_type: HeaderValue,
+        body: Vec<u8>,
+        settlement: Option<&SettlementResponse>,
+    ) -> Response<Body> {
+        let mut response = Response::new(Body::full(body));
+        *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.reserve(10);
+        if content_type == HTML {
+            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CONTENT_SECURITY_POLICY));
+        }
+        headers.insert(CONTENT_TYPE, content_type);
+        headers.insert(CACHE_CONTROL, NO_STORE);
+        headers.insert(VARY, VARY_CHALLENGE);
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        if let Some(seconds) = refusal.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        self.add_settlement(headers, settlement);
+        response
+    }
+
+    /// A preflight costs nothing and never reaches the upstream; nor does any other OPTIONS.
+    pub(crate) fn options(&self) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(ALLOW, self.methods.clone());
+        headers.insert(CACHE_CONTROL, NO_STORE);
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone());
+        let wanted = self.wanted_headers.clone().unwrap_or(HeaderValue::from_static(PREFLIGHT_HEADERS));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted);
+        headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        headers.insert(VARY, HeaderValue::from_static("origin, access-control-request-headers"));
+        response
+    }
+
+    /// An upstream's answer that was paid for.
+    pub(crate) fn paid(&self, mut response: Response<Body>, settlement: &SettlementResponse) -> Response<Body> {
+        self.add_settlement(response.headers_mut(), Some(settlement));
+        Self::guard(response)
+    }
+
+    /// An upstream's answer on a paid route that was not charged (status 400 or more).
+    pub(crate) fn uncharged(&self, response: Response<Body>) -> Response<Body> {
+        Self::guard(response)
+    }
+
+    /// No shared cache may hand a paid answer to the next caller.
+    fn guard(mut response: Response<Body>) -> Response<Body> {
+        let headers = response.headers_mut();
+        // Ours to say: an upstream that names these is confused or hostile.
+        headers.remove(PAYMENT_REQUIRED);
+        let cacheable = headers.get_all(CACHE_CONTROL).iter().all(|value| {
+            let value = value.as_bytes().to_ascii_lowercase();
+            ![&b"no-store"[..], b"private"].iter().any(|word| value.windows(word.len()).any(|part| part == *word))
+        });
+        if cacheable {
+            headers.insert(CACHE_CONTROL, PRIVATE);
+        }
+        headers.append(VARY, VARY_CREDENTIALS);
+        if !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
+        }
+        headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        response
+    }
+
+    fn add_settlement(&self, headers: &mut HeaderMap, settlement: Option<&SettlementResponse>) {
+        for name in [PAYMENT_RESPONSE, X_PAYMENT_RESPONSE] {
+            headers.remove(name);
+        }
+        if let Some((name, value)) = settlement.map(|settlement| settlement.encode(self.version)) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Whether an upstream's header may be kept with an answer: not the connection's own, and not ours.
+pub(crate) fn is_end_to_end(name: &HeaderName) -> bool {
+    use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+    ![
+        CONNECTION,
+        CONTENT_LENGTH,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        PAYMENT_REQUIRED,
+        PAYMENT_RESPONSE,
+        X_PAYMENT_RESPONSE,
+    ]
+    .contains(name)
+}

@@ -1,0 +1,243 @@
+//! A gateway between real clients and real upstreams, all on loopback.
+
+#![allow(dead_code, reason = "each test binary uses its own part of it")]
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use farebox_core::{Access, InstanceId, RouteId, Timestamp};
+use farebox_gateway::{
+    AdmissionLimits, Gateway, GatewayConfig, Limits, ListenerConfig, Ports, ReconcilerLimits, ReplayLimits, Route,
+    ServeError, UpstreamConfig, parse_match,
+};
+use farebox_testkit::{ManualClock, MemoryLedger, SeededEntropy};
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
+
+/// The longest any wait in a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+pub type TestBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A gateway that serves.
+pub struct Running {
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Begins the drain.
+    pub fn shut_down(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            stop.send(()).unwrap();
+        }
+    }
+
+    /// Waits for the end of the drain.
+    pub async fn ended(mut self) {
+        self.shut_down();
+        patiently(self.served).await.unwrap().unwrap();
+    }
+
+    /// Sends bytes on a new connection and reads until it is closed.
+    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        // The gateway may close before it has read all of it.
+        drop(stream.write_all(bytes.as_ref()).await);
+        let mut answer = Vec::new();
+        drop(patiently(stream.read_to_end(&mut answer)).await);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+pub async fn patiently<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("took too long")
+}
+
+/// A config with these free routes (`match`, upstream URL).
+pub fn config(routes: &[(&str, &str)]) -> GatewayConfig {
+    GatewayConfig {
+        listeners: vec![ListenerConfig { address: loopback(), tls: None }],
+        public_url: None,
+        trusted_proxies: Vec::new(),
+        limits: Limits::default(),
+        workers: 2,
+        routes: routes.iter().map(|(matches, upstream)| route(matches, upstream)).collect(),
+        replay: ReplayLimits::default(),
+        admission: AdmissionLimits::default(),
+        reconciler: ReconcilerLimits::default(),
+    }
+}
+
+pub fn route(matches: &str, upstream: &str) -> Route {
+    let (methods, pattern) = parse_match(matches).unwrap();
+    Route {
+        id: RouteId::new(matches),
+        methods,
+        pattern,
+        upstream: UpstreamConfig::new(upstream.parse().unwrap()),
+        access: Access::Free,
+        request_body_bytes_max: None,
+    }
+}
+
+pub fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+pub async fn serve(config: GatewayConfig) -> Running {
+    let instance = InstanceId::new("test");
+    let ports = Ports {
+        rails: Vec::new(),
+        ledger: Arc::new(MemoryLedger::new(instance.clone(), Duration::ZERO)),
+        clock: Arc::new(ManualClock::at(Timestamp::from_unix_s(1_700_000_000))),
+        entropy: Arc::new(SeededEntropy::new(1)),
+        instance,
+    };
+    serve_with(config, ports).await
+}
+
+pub async fn serve_with(config: GatewayConfig, ports: Ports) -> Running {
+    let gateway = Gateway::bind(config, ports).await.unwrap();
+    let address = gateway.addresses()[0];
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(gateway.serve(async move { drop(stopped.await) }));
+    Running { address, stop: Some(stop), served }
+}
+
+/// A gateway before one upstream, with everything passed through.
+pub async fn pass_through(upstream: &Upstream) -> Running {
+    serve(config(&[("ANY /*", &upstream.url())])).await
+}
+
+/// What an upstream saw of a request.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: String,
+    pub target: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+/// An upstream that notes whole requests.
+pub struct Upstream {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Upstream {
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().clone()
+    }
+
+    pub fn last(&self) -> Seen {
+        self.seen.lock().last().expect("the upstream saw no request").clone()
+    }
+
+    /// Reads every request whole and answers 200 with its body.
+    pub async fn echo() -> Self {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let notes = seen.clone();
+        let address = upstream(move |request| {
+            let notes = notes.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let Ok(whole) = body.collect().await else { return text("broken") };
+                let trailers = whole.trailers().cloned();
+                let body = whole.to_bytes();
+                notes.lock().push(Seen {
+                    method: head.method.to_string(),
+                    target: head.uri.path_and_query().unwrap().to_string(),
+                    headers: head.headers,
+                    body: body.clone(),
+                    trailers,
+                });
+                text(body)
+            }
+        })
+        .await;
+        Self { address, seen }
+    }
+}
+
+pub fn text(body: impl Into<Bytes>) -> Response<TestBody> {
+    Response::new(Full::new(body.into()).map_err(|never: Infallible| match never {}).boxed())
+}
+
+/// Serves HTTP/1.1 and h2c with `answer`.
+pub async fn upstream<F, A>(answer: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response<TestBody>> + Send + 'static,
+{
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let answering = answer(request);
+                    async move { Ok::<_, Infallible>(answering.await) }
+                });
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                drop(builder.serve_connection_with_upgrades(TokioIo::new(tcp), service).await);
+            });
+        }
+    });
+    address
+}
+
+/// An upstream below HTTP: `converse` gets each connection.
+pub async fn raw_upstream<F, A>(converse: F) -> SocketAddr
+where
+    F: Fn(TcpStream) -> A + Send + 'static,
+    A: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            tokio::spawn(converse(tcp));
+        }
+    });
+    address
+}
+
+/// Reads one head, up to the empty line.
+pub async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(head).unwrap()
+}
+
+pub fn client() -> reqwest::Client {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
