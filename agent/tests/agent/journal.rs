@@ -11,6 +11,7 @@ use std::{
 
 use farebox_agent::{Charge, EXPIRY_GRACE, Entry, FetchError, Journal, REDELIVERY_WITHIN};
 use farebox_core::ports::Clock as _;
+use futures_util::StreamExt as _;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -81,8 +82,13 @@ async fn an_answer_that_broke_off_is_asked_for_again_with_the_same_payment() {
     let seller = Seller::start(|attempt, _| match attempt {
         0 => bill(&[cent()]),
         1 => {
-            let pieces = [Ok(bytes::Bytes::from_static(b"go")), Err(std::io::Error::other("gone"))];
-            let body = axum::body::Body::from_stream(futures_util::stream::iter(pieces));
+            // The head must be out before the break, or the answer is lost whole.
+            let broken = futures_util::stream::once(async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                Err(std::io::Error::other("gone"))
+            });
+            let pieces = futures_util::stream::iter([Ok(bytes::Bytes::from_static(b"go"))]).chain(broken);
+            let body = axum::body::Body::from_stream(pieces);
             respond(200, &[("payment-response", &settlement(true, HASH, None))], body)
         }
         _ => goods(),

@@ -1,0 +1,301 @@
+//! `farebox pay`: curl's habits, and a wallet.
+
+mod output;
+mod request;
+mod wallet;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use farebox_agent::{
+    Agent, DollarAsset, FetchError, Journal, Policy, Quote, Redirects, RetryPolicy, Stake, Usd, well_known_assets,
+};
+use farebox_core::{
+    EvmAddress, Network,
+    ports::{Clock, Entropy},
+};
+
+/// How many redirects `-L` follows.
+const REDIRECTS_MAX: u32 = 20;
+
+/// The exit codes, as the help tells them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   answered with a status below 400, and paid if it had to be
+  1   something else went wrong
+  2   the command line is wrong
+  3   the wallet or the journal is missing or cannot be used; nothing was sent or signed over it
+  4   the policy forbids the payment; nothing new was signed
+  5   the seller refused the payment and says it was not charged
+  6   not known whether the payment was charged: run the same command again, it cannot pay twice
+  7   no answer from the server; nothing was signed
+  8   the seller's 402 cannot be read
+  9   charged, and the seller gives no answer for it
+  22  answered with a status of 400 or more, without a payment
+  23  answered with a status of 400 or more, after a payment was sent";
+
+/// Fetch a URL and pay for it if it must be paid for
+///
+/// Takes the key from FAREBOX_WALLET_KEY, --key-file or --keystore, never from the command line. What was signed is noted in the
+/// journal before it is sent: after a crash or a lost answer, the same command sends the same payment again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub(crate) struct PayArgs {
+    /// What to fetch; http:// if it has no scheme
+    #[arg(value_name = "URL")]
+    url: String,
+    /// The method, as it is [default: GET, or POST with data]
+    #[arg(short = 'X', long = "request", value_name = "METHOD")]
+    method: Option<String>,
+    /// A header, "Name: value"; "Name:" leaves a header out
+    #[arg(short = 'H', long = "header", value_name = "HEADER")]
+    headers: Vec<String>,
+    /// Form data; @FILE reads a file without its line ends, @- standard input; several are joined by &
+    #[arg(short = 'd', long = "data", value_name = "DATA", conflicts_with = "data_binary")]
+    data: Vec<String>,
+    /// Data as it is; @FILE and @- likewise
+    #[arg(long, value_name = "DATA")]
+    data_binary: Option<String>,
+    /// Ask for the head alone
+    #[arg(short = 'I', long, conflicts_with_all = ["data", "data_binary", "method"])]
+    head: bool,
+    /// Write the body to a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "json")]
+    output: Option<PathBuf>,
+    /// Print status and headers before the body
+    #[arg(short, long, conflicts_with = "json")]
+    include: bool,
+    /// Print no receipt; errors are told all the same
+    #[arg(short, long)]
+    silent: bool,
+    /// Follow redirects of the unpaid request; a paid one is never redirected
+    #[arg(short = 'L', long)]
+    location: bool,
+    /// The most this call may cost, such as 0.10 [default: $0.10]
+    #[arg(long, value_name = "DOLLARS", value_parser = dollars)]
+    max: Option<Usd>,
+    /// Also pay in this dollar token: CAIP-19 name, symbol and decimals, with commas between
+    #[arg(long = "asset", value_name = "ASSET,SYMBOL,DECIMALS", value_parser = dollar_asset)]
+    assets: Vec<DollarAsset>,
+    /// Pay on this network only, such as eip155:8453; may be repeated
+    #[arg(long = "network", value_name = "NETWORK")]
+    networks: Vec<Network>,
+    /// Pay to this address only; may be repeated
+    #[arg(long = "pay-to", value_name = "ADDRESS", value_parser = farebox_evm::parse_address)]
+    payees: Vec<EvmAddress>,
+    /// Read the wallet's key, 64 hex digits, from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "keystore")]
+    key_file: Option<PathBuf>,
+    /// Read the wallet's key from an encrypted keystore (geth, foundry); its password is in FAREBOX_WALLET_PASSWORD
+    #[arg(long, value_name = "FILE")]
+    keystore: Option<PathBuf>,
+    /// Read the keystore's password from the first line of a file
+    #[arg(long, value_name = "FILE", requires = "keystore")]
+    password_file: Option<PathBuf>,
+    /// Print one JSON object: status, headers, body, payment; or the error
+    #[arg(long)]
+    json: bool,
+    /// Show the bill and what would be paid; sign nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Give up after so many seconds, all attempts together [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
+    /// The journal's folder [default: farebox/journal in the user's state folder]
+    #[arg(long, value_name = "FOLDER", env = "FAREBOX_JOURNAL")]
+    journal: Option<PathBuf>,
+    /// Pay for its own even if the same request is being paid for: commands with one label share a payment
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    label: String,
+}
+
+/// What the command gets from the process.
+#[derive(Clone, Debug)]
+pub(crate) struct PayContext {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    /// Reads an environment variable.
+    pub(crate) environment: fn(&str) -> Option<String>,
+}
+
+/// Why the command ends without an answer.
+#[derive(Debug)]
+enum Failure {
+    Usage(anyhow::Error),
+    /// Wallet or journal.
+    SetUp(anyhow::Error),
+    Fetch(FetchError),
+    Other(anyhow::Error),
+}
+
+/// Runs the command; errors that have an exit code of their own are told here.
+///
+/// # Errors
+/// Standard output or the output file cannot be written.
+pub(crate) async fn run(args: PayArgs, context: PayContext) -> anyhow::Result<ExitCode> {
+    match pay(&args, &context).await {
+        Ok(code) => Ok(code),
+        Err(Failure::Other(error)) => Err(error),
+        Err(failure) => {
+            output::failure(&args, &failure)?;
+            Ok(failure.exit_code())
+        }
+    }
+}
+
+async fn pay(args: &PayArgs, context: &PayContext) -> Result<ExitCode, Failure> {
+    let request = request::build(args).map_err(Failure::Usage)?;
+    let (method, url) = (request.method().clone(), request.url().clone());
+    let agent = agent(args, context).map_err(Failure::SetUp)?;
+    if args.dry_run {
+        let quote = agent.quote(request).await.map_err(Failure::Fetch)?;
+        output::quote(args, &quote).map_err(Failure::Other)?;
+        return Ok(match &quote {
+            Quote::Bill { offers, .. } if !offers.iter().any(|offer| offer.chosen) => ExitCode::from(4),
+            Quote::Free(response) if response.status().as_u16() >= 400 => ExitCode::from(22),
+            _ => ExitCode::SUCCESS,
+        });
+    }
+    let fetched = agent.fetch_distinct(request, &args.label).await.map_err(Failure::Fetch)?;
+    let (status, paid) = (fetched.response.status().as_u16(), fetched.payment.is_some());
+    output::answer(args, &method, &url, fetched).await.map_err(Failure::Other)?;
+    Ok(match (status, paid) {
+        (400.., false) => ExitCode::from(22),
+        (400.., true) => ExitCode::from(23),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
+    let folder = journal_folder(args, context)?;
+    let journal = Journal::open(&folder, context.clock.now())
+        .with_context(|| format!("the payment journal in {} cannot be used", folder.display()))?;
+    let mut policy = Policy::default();
+    policy.max_per_call = args.max.unwrap_or(policy.max_per_call);
+    // What the user says of a token goes before what we know of it.
+    policy.assets = args.assets.iter().cloned().chain(well_known_assets()).collect();
+    policy.networks = some_set(&args.networks);
+    policy.payees = some_set(&args.payees);
+    let mut retry = RetryPolicy::default();
+    if let Some(seconds) = args.timeout {
+        retry.deadline = Duration::from_secs(seconds);
+    }
+    let client = reqwest::Client::builder().user_agent(concat!("farebox/", env!("CARGO_PKG_VERSION")));
+    let redirects = if args.location { Redirects::Follow { hops_max: REDIRECTS_MAX } } else { Redirects::Return };
+    let agent = Agent::builder()
+        .wallet(wallet::open(args, context)?)
+        .journal(journal)
+        .clock(Arc::clone(&context.clock))
+        .entropy(Arc::clone(&context.entropy))
+        .policy(policy)
+        .retry(retry)
+        .redirects(redirects)
+        .client(client);
+    Ok(agent.build()?)
+}
+
+fn some_set<T: Ord + Clone>(items: &[T]) -> Option<BTreeSet<T>> {
+    (!items.is_empty()).then(|| items.iter().cloned().collect())
+}
+
+/// `--journal`, or the user's state folder. Source: XDG Base Directory Specification.
+fn journal_folder(args: &PayArgs, context: &PayContext) -> anyhow::Result<PathBuf> {
+    if let Some(folder) = &args.journal {
+        return Ok(folder.clone());
+    }
+    let absolute = |name: &str| (context.environment)(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("LOCALAPPDATA"))
+        .or_else(|| absolute("HOME").map(|home| home.join(Path::new(".local/state"))));
+    let state = state.ok_or_else(|| anyhow!("there is no folder for the payment journal; name one with --journal"))?;
+    Ok(state.join("farebox").join("journal"))
+}
+
+fn dollars(text: &str) -> anyhow::Result<Usd> {
+    Ok(Usd::new(text.strip_prefix('$').unwrap_or(text).parse()?)?)
+}
+
+fn dollar_asset(text: &str) -> anyhow::Result<DollarAsset> {
+    let [id, symbol, decimals] = text.split(',').collect::<Vec<_>>()[..] else {
+        anyhow::bail!("expected a token as eip155:8453/erc20:0x833589fcd6edb6e08f4c7c32d4f71b54bda02913,USDC,6");
+    };
+    let decimals = decimals.parse().with_context(|| format!("expected decimals of 0 to 18, found {decimals}"))?;
+    Ok(DollarAsset::new(id.parse()?, symbol, decimals)?)
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Usage(_) => 2,
+            Self::SetUp(_) => 3,
+            Self::Fetch(error) => match error {
+                FetchError::Request(_) => 2,
+                FetchError::Wallet(_) | FetchError::Journal(_) => 3,
+                FetchError::Policy(_) => 4,
+                FetchError::Refused { .. } => 5,
+                FetchError::OutcomeUnclear { .. } => 6,
+                FetchError::Network { .. } => 7,
+                FetchError::Bill(_) => 8,
+                FetchError::ChargedNotDelivered { .. } => 9,
+            },
+            Self::Other(_) => 1,
+        })
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Usage(_) => "usage",
+            Self::SetUp(_) => "set_up",
+            Self::Fetch(error) => error.code(),
+            Self::Other(_) => "other",
+        }
+    }
+
+    fn stake(&self) -> Stake {
+        match self {
+            Self::Fetch(error) => error.stake(),
+            _ => Stake::Nothing,
+        }
+    }
+
+    fn retryable(&self) -> bool {
+        matches!(self, Self::Fetch(error) if error.retryable())
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        let Self::Fetch(error) = self else { return None };
+        match error {
+            FetchError::Policy(_) => {
+                Some("--dry-run shows the whole bill; --max, --asset and --network widen the policy")
+            }
+            FetchError::OutcomeUnclear { .. } => {
+                Some("run the same command again: it sends the same payment and cannot pay twice")
+            }
+            _ => None,
+        }
+    }
+
+    /// What happened, then what caused it, outermost first.
+    fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Usage(error) | Self::SetUp(error) | Self::Other(error) => {
+                error.chain().map(|e| e.to_string()).collect()
+            }
+            Self::Fetch(error) => {
+                let mut lines = vec![error.to_string()];
+                let mut next = std::error::Error::source(error);
+                while let Some(source) = next {
+                    lines.push(source.to_string());
+                    next = source.source();
+                }
+                lines
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What the command prints: the body, the receipt, the bill, the error.
+
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{self, Write},
+};
+
+use anyhow::Context as _;
+use farebox_agent::{Charge, Fetched, Note, PaymentMade, Quote, QuotedOffer, Stake};
+use farebox_core::Timestamp;
+use http::Method;
+use reqwest::Response;
+use serde_json::{Value, json};
+use url::Url;
+
+use super::{Failure, PayArgs};
+
+/// The largest body that `--json` holds in memory.
+const JSON_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Prints the answer as it comes in, then the receipt.
+pub(super) async fn answer(args: &PayArgs, method: &Method, url: &Url, fetched: Fetched) -> anyhow::Result<()> {
+    let Fetched { response, payment } = fetched;
+    let printed =
+        if args.json { json_answer(response, payment.as_ref()).await } else { plain_answer(args, response).await };
+    // A body that broke off is no reason to keep quiet about the money.
+    if let Some(made) = &payment
+        && !args.silent
+    {
+        say(&receipt(method, url, made))?;
+    }
+    printed
+}
+
+async fn plain_answer(args: &PayArgs, mut response: Response) -> anyhow::Result<()> {
+    let mut out: Box<dyn Write> = match &args.output {
+        Some(path) if path.as_os_str() != "-" => {
+            Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+        }
+        _ => Box::new(io::stdout().lock()),
+    };
+    if args.include || args.head {
+        out.write_all(&head(&response))?;
+    }
+    while let Some(piece) = response.chunk().await.context("the answer broke off; run the same command again")? {
+        out.write_all(&piece)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn head(response: &Response) -> Vec<u8> {
+    let mut bytes = format!("{:?} {}\r\n", response.version(), response.status()).into_bytes();
+    for (name, value) in response.headers() {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
+
+async fn json_answer(mut response: Response, payment: Option<&PaymentMade>) -> anyhow::Result<()> {
+    let (status, url) = (response.status().as_u16(), response.url().to_string());
+    let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+        json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())])
+    };
+    let headers: Vec<Value> = response.headers().iter().map(header).collect();
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.context("the answer broke off; run the same command again")? {
+        body.extend_from_slice(&piece);
+        anyhow::ensure!(
+            body.len() <= JSON_BODY_BYTES_MAX,
+            "the body is longer than the {JSON_BODY_BYTES_MAX} bytes that --json holds; use -o"
+        );
+    }
+    let mut object = json!({"status": status, "url": url, "headers": headers, "payment": payment.map(payment_json)});
+    match String::from_utf8(body) {
+        Ok(text) => object["body"] = text.into(),
+        Err(bytes) => {
+            object["body_base64"] = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, bytes.as_bytes()).into()
+        }
+    }
+    print(&format!("{object}\n"))
+}
+
+fn payment_json(made: &PaymentMade) -> Value {
+    let (charged, transaction, until) = match &made.charge {
+        Charge::Charged { transaction } => (json!(true), transaction.as_ref(), None),
+        Charge::NoReceipt { until } | Charge::NotSettled { until } => (json!("unknown"), None, Some(*until)),
+    };
+    json!({
+        "amount": made.asset.tokens(made.offer.amount.units).to_string(),
+        "symbol": made.asset.symbol(),
+        "units": made.offer.amount.units.to_string(),
+        "asset": made.offer.amount.asset,
+        "network": made.offer.network(),
+        "pay_to": made.offer.pay_to,
+        "charged": charged,
+        "may_be_charged_until": until.map(utc),
+        "transaction": transaction,
+        "payment": made.payment,
+        "signatures": made.signatures,
+        "notes": made.notes.iter().map(note).collect::<Vec<_>>(),
+    })
+}
+
+/// One line for people, and one for each note.
+fn receipt(method: &Method, url: &Url, made: &PaymentMade) -> String {
+    let amount = made.asset.tokens(made.offer.amount.units);
+    let what = format!(
+        "{amount} {} on {} to {} for {method} {url}",
+        made.asset.symbol(),
+        made.offer.network(),
+        made.offer.pay_to
+    );
+    let mut text = match &made.charge {
+        Charge::Charged { transaction: Some(hash) } => format!("paid {what} tx {hash}"),
+        Charge::Charged { transaction: None } => format!("paid {what}"),
+        Charge::NoReceipt { until } => {
+            format!("sent {what}; the seller gave no receipt, it may charge until {}", utc(*until))
+        }
+        Charge::NotSettled { until } => {
+            format!("offered {what}; the seller did not settle it, it may until {}", utc(*until))
+        }
+    };
+    if let Some(id) = made.payment {
+        write!(text, " ({id})").unwrap_or_default();
+    }
+    text.push('\n');
+    for odd in &made.notes {
+        writeln!(text, "note: {}", note(odd)).unwrap_or_default();
+    }
+    text
+}
+
+fn note(note: &Note) -> String {
+    match note {
+        Note::PayToChanged { was, now } => format!("a second bill named the recipient {now} instead of {was}"),
+        Note::PriceChanged { was, now } => format!("a second bill asked for {now} instead of {was}"),
+        Note::RedirectNotFollowed => "the paid request was redirected, which was not followed".to_owned(),
+    }
+}
+
+/// The bill, readable.
+pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
+    let (url, bill, offers) = match quote {
+        Quote::Free(response) if args.json => {
+            return print(&format!("{}\n", json!({"status": response.status().as_u16(), "offers": null})));
+        }
+        Quote::Free(response) => return print(&format!("no bill: the server answers {}\n", response.status())),
+        Quote::Bill { url, bill, offers } => (url, bill, offers),
+    };
+    let skipped: Vec<String> = bill.skipped.iter().map(ToString::to_string).collect();
+    if args.json {
+        let offers: Vec<Value> = offers.iter().map(offer_json).collect();
+        let object = json!({"status": 402, "url": url, "offers": offers, "skipped": skipped});
+        return print(&format!("{object}\n"));
+    }
+    let mut text = format!("{url} wants to be paid\n");
+    if let Some(description) = &bill.description {
+        writeln!(text, "  for {description}")?;
+    }
+    for QuotedOffer { offer, judgement, chosen } in offers {
+        let mark = if *chosen { "*" } else { " " };
+        let (units, to) = (offer.amount.units, &offer.pay_to);
+        match judgement {
+            Ok(fine) => {
+                let (tokens, symbol) = (fine.asset.tokens(units), fine.asset.symbol());
+                writeln!(text, "{mark} {tokens} {symbol} ({}) on {} to {to}", fine.price, offer.network())?;
+            }
+            Err(rule) => {
+                writeln!(text, "{mark} {units} units of {} to {to}", offer.amount.asset)?;
+                writeln!(text, "    not payable: {rule}")?;
+            }
+        }
+    }
+    skipped.iter().try_for_each(|skipped| writeln!(text, "  {skipped}"))?;
+    text.push_str(if offers.iter().any(|offer| offer.chosen) {
+        "the offer marked * would be paid; nothing was signed\n"
+    } else {
+        "none of it would be paid; nothing was signed\n"
+    });
+    print(&text)
+}
+
+fn offer_json(quoted: &QuotedOffer) -> Value {
+    let QuotedOffer { offer, judgement, chosen } = quoted;
+    let mut object = json!({
+        "units": offer.amount.units.to_string(),
+        "asset": offer.amount.asset,
+        "network": offer.network(),
+        "pay_to": offer.pay_to,
+        "chosen": chosen,
+    });
+    match judgement {
+        Ok(fine) => {
+            object["amount"] = fine.asset.tokens(offer.amount.units).to_string().into();
+            object["symbol"] = fine.asset.symbol().into();
+        }
+        Err(rule) => object["refused"] = json!({"code": rule.code(), "detail": rule.to_string()}),
+    }
+    object
+}
+
+/// Tells why the command failed: on standard error, or as an object on standard output.
+pub(super) fn failure(args: &PayArgs, failure: &Failure) -> anyhow::Result<()> {
+    let lines = failure.lines();
+    if args.json {
+        let charged = match failure.stake() {
+            Stake::Nothing | Stake::Declined => json!(false),
+            Stake::Unclear => json!("unknown"),
+            Stake::Charged => json!(true),
+        };
+        let error = json!({
+            "code": failure.code(),
+            "detail": lines.join(": "),
+            "charged": charged,
+            "retryable": failure.retryable(),
+        });
+        return print(&format!("{}\n", json!({ "error": error })));
+    }
+    let mut text = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let lead = if index == 0 { "error: " } else { "  caused by: " };
+        writeln!(text, "{lead}{line}")?;
+    }
+    if let Some(hint) = failure.hint() {
+        writeln!(text, "hint: {hint}")?;
+    }
+    say(&text)
+}
+
+fn utc(at: Timestamp) -> String {
+    i64::try_from(at.unix_ms())
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+        .map_or_else(|| format!("{} s after 1970", at.unix_s()), |time| time.to_string())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    Ok(io::stderr().write_all(text.as_bytes())?)
+}

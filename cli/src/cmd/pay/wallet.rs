@@ -1,0 +1,71 @@
+//! Where the key comes from: the environment or a file, never the command line, which every process of the machine can read.
+
+use std::{fs, path::Path, sync::Arc};
+
+use anyhow::{Context as _, anyhow};
+use async_trait::async_trait;
+use farebox_core::{
+    Amount, AssetId, Credential, EvmAddress, Offer, Timestamp,
+    ports::{Wallet, WalletError},
+};
+use farebox_evm::{EvmKey, LocalWallet};
+use zeroize::Zeroizing;
+
+use super::{PayArgs, PayContext};
+
+const KEY_VARIABLE: &str = "FAREBOX_WALLET_KEY";
+const PASSWORD_VARIABLE: &str = "FAREBOX_WALLET_PASSWORD";
+
+/// The wallet, or one that cannot sign if no key is named: what is free needs none.
+pub(super) fn open(args: &PayArgs, context: &PayContext) -> anyhow::Result<Arc<dyn Wallet>> {
+    // A dry run signs nothing and asks for no secret.
+    if args.dry_run {
+        return Ok(Arc::new(NoKey));
+    }
+    let key = if let Some(path) = &args.keystore {
+        let password = password(args, context)?;
+        EvmKey::from_keystore(path, &password).context("the wallet cannot be opened")?
+    } else if let Some(path) = &args.key_file {
+        let text = read_secret(path)?;
+        EvmKey::from_hex(&text).with_context(|| format!("{} holds no wallet key", path.display()))?
+    } else if let Some(text) = (context.environment)(KEY_VARIABLE).map(Zeroizing::new) {
+        EvmKey::from_hex(&text).with_context(|| format!("{KEY_VARIABLE} holds no wallet key"))?
+    } else {
+        return Ok(Arc::new(NoKey));
+    };
+    Ok(Arc::new(LocalWallet::new(key, Arc::clone(&context.entropy))))
+}
+
+fn password(args: &PayArgs, context: &PayContext) -> anyhow::Result<Zeroizing<String>> {
+    if let Some(path) = &args.password_file {
+        let text = read_secret(path)?;
+        return Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()));
+    }
+    (context.environment)(PASSWORD_VARIABLE)
+        .map(Zeroizing::new)
+        .ok_or_else(|| anyhow!("the keystore needs a password; set {PASSWORD_VARIABLE} or name a --password-file"))
+}
+
+fn read_secret(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    fs::read_to_string(path).map(Zeroizing::new).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Stands where no key is named.
+#[derive(Debug)]
+struct NoKey;
+
+#[async_trait]
+impl Wallet for NoKey {
+    fn evm_address(&self) -> EvmAddress {
+        EvmAddress([0; 20])
+    }
+
+    async fn authorize(&self, _: &Offer, _: Timestamp) -> Result<Credential, WalletError> {
+        let reason = format!("there is no wallet key; set {KEY_VARIABLE}, or name a --key-file or --keystore");
+        Err(WalletError::Unsupported { reason })
+    }
+
+    async fn balance(&self, _: &AssetId) -> Result<Amount, WalletError> {
+        Err(WalletError::Unsupported { reason: "there is no wallet key".to_owned() })
+    }
+}
