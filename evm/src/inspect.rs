@@ -1,8 +1,25 @@
 //! What `farebox check` asks a chain.
 
-use farebox_core::{Network, Timestamp};
+use std::error::Error;
 
-use crate::ChainConfig;
+use farebox_core::{Decimal, Network, Timestamp};
+use tokio::time::Instant;
+
+use crate::{
+    ChainConfig, address,
+    chain::{node_of, validate},
+    checksum,
+    lane::Quote,
+    node::Node,
+    token::Token,
+};
+
+/// A head older than this is a node that lags, or a chain that stands still.
+const HEAD_AGE_MAX_S: u64 = 120;
+/// What one settlement uses: FiatTokenV2_2 with a first transfer to a new recipient. Measured on anvil.
+const SETTLEMENT_GAS: u128 = 104_000;
+/// Below so many settlements the relayer needs to be given gas soon.
+const SETTLEMENTS_FEW: u128 = 1_000;
 
 /// What was found out about one chain.
 #[derive(Clone, Debug)]
@@ -44,6 +61,134 @@ impl ChainReport {
 }
 
 /// Looks at everything a chain needs, and goes on after a fault. Sends nothing and signs nothing.
-pub async fn inspect(_config: &ChainConfig, _now: Timestamp) -> ChainReport {
-    unimplemented!()
+pub async fn inspect(config: &ChainConfig, now: Timestamp) -> ChainReport {
+    let mut looked = Looked(Vec::new());
+    looked.recipient(config);
+    let node = validate(config).and_then(|chain_id| Ok((chain_id, node_of(config)?)));
+    match node {
+        Ok((chain_id, node)) => {
+            looked.nodes(&node, chain_id, now).await;
+            looked.tokens(config, &node, chain_id).await;
+            looked.relayer(config, &node).await;
+            looked.pay_to_code(config, &node).await;
+        }
+        Err(error) => looked.add(Severity::Error, error.code(), told(&error)),
+    }
+    ChainReport { network: config.network.clone(), findings: looked.0 }
+}
+
+struct Looked(Vec<Finding>);
+
+impl Looked {
+    fn add(&mut self, severity: Severity, code: &'static str, message: String) {
+        self.0.push(Finding { severity, code, message });
+    }
+
+    fn recipient(&mut self, config: &ChainConfig) {
+        let pay_to = checksum(config.pay_to);
+        if config.pay_to == config.relayer.address() {
+            let message =
+                format!("pay_to {pay_to} is the relayer itself; its key is on this machine, so pay somebody else");
+            self.add(Severity::Warning, "pay_to_is_relayer", message);
+        } else {
+            self.add(Severity::Fine, "pay_to", format!("payments go to {pay_to}"));
+        }
+    }
+
+    async fn nodes(&mut self, node: &Node, chain_id: u64, now: Timestamp) {
+        for one in node.each() {
+            let started = Instant::now();
+            match one.chain_id().await {
+                Err(error) => self.add(Severity::Error, "rpc_unreachable", told(&error)),
+                Ok(found) if found != chain_id => {
+                    let message = format!("{} serves chain id {found}, expected {chain_id}", one.label());
+                    self.add(Severity::Error, "wrong_chain_id", message);
+                }
+                Ok(_) => {
+                    let message = format!("{} answers in {} ms", one.label(), started.elapsed().as_millis());
+                    self.add(Severity::Fine, "rpc_reachable", message);
+                    self.head(&one, now).await;
+                }
+            }
+        }
+    }
+
+    async fn head(&mut self, node: &Node, now: Timestamp) {
+        match node.head().await {
+            Ok(head) => {
+                let age_s = now.unix_s().saturating_sub(head.timestamp.to());
+                let severity = if age_s > HEAD_AGE_MAX_S { Severity::Warning } else { Severity::Fine };
+                let message = format!("{} is at block {}, {age_s} s old", node.label(), head.number);
+                self.add(severity, "rpc_head", message);
+            }
+            Err(error) => self.add(Severity::Error, "rpc_head", told(&error)),
+        }
+    }
+
+    async fn tokens(&mut self, config: &ChainConfig, node: &Node, chain_id: u64) {
+        for asset in &config.assets {
+            match Token::read(node, &config.network, chain_id, asset).await {
+                Ok(token) => {
+                    let message = format!(
+                        "{} {} is \"{}\" version \"{}\" with {} decimals",
+                        token.symbol,
+                        checksum(asset.address),
+                        token.name,
+                        token.version,
+                        token.decimals
+                    );
+                    self.add(Severity::Fine, "token", message);
+                }
+                Err(error) => self.add(Severity::Error, error.code(), told(&error)),
+            }
+        }
+    }
+
+    async fn relayer(&mut self, config: &ChainConfig, node: &Node) {
+        let relayer = checksum(config.relayer.address());
+        let limits = &config.limits;
+        let quote = match Quote::ask(node, config.relayer.alloy_address()).await {
+            Ok(quote) => quote,
+            Err(error) => return self.add(Severity::Error, "relayer", told(&error)),
+        };
+        let fee = match quote.fee(limits.fee_per_gas_max) {
+            Ok(fee) => fee,
+            Err(unsent) => return self.add(Severity::Error, "fee_over_cap", unsent.to_string()),
+        };
+        let (balance, each) = (quote.balance(), SETTLEMENT_GAS.saturating_mul(fee.max).max(1));
+        let sure = u128::from(limits.gas_limit_max).saturating_mul(fee.max);
+        let count = balance / each;
+        let severity = match () {
+            () if balance < sure => Severity::Error,
+            () if count < SETTLEMENTS_FEW => Severity::Warning,
+            () => Severity::Fine,
+        };
+        let ether = Decimal::from_units(balance, 18);
+        let message =
+            format!("relayer {relayer} has {ether} of the native coin, enough for about {count} settlements now");
+        self.add(severity, "relayer_gas", message);
+    }
+
+    async fn pay_to_code(&mut self, config: &ChainConfig, node: &Node) {
+        match node.code(address::alloy(config.pay_to)).await {
+            Ok(code) if code.is_empty() => {}
+            Ok(_) => {
+                let message =
+                    format!("pay_to {} is a contract; make sure that it can send tokens on", checksum(config.pay_to));
+                self.add(Severity::Warning, "pay_to_contract", message);
+            }
+            Err(error) => self.add(Severity::Error, "rpc_unreachable", told(&error)),
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+fn told(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    message
 }

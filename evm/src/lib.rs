@@ -2,13 +2,23 @@
 //!
 //! The only crate of the product that knows alloy.
 
+mod abi;
 mod address;
+mod chain;
+mod check;
 mod config;
 mod error;
 mod inspect;
 mod key;
 mod known;
+mod lane;
+mod node;
+mod outcome;
 mod rail;
+mod settle;
+mod signature;
+mod token;
+mod verify;
 mod wallet;
 
 pub use address::{AddressError, checksum, parse_address};

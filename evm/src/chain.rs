@@ -1,0 +1,150 @@
+//! One chain in service: its nodes, its tokens and its relayer's lane.
+
+use std::{sync::Arc, time::Duration};
+
+use alloy::primitives::Bytes;
+use farebox_core::{
+    AssetId, X402Credential,
+    ports::{Clock, TransactionStore},
+};
+
+use crate::{
+    ChainConfig, ConnectError, abi, address,
+    lane::Lane,
+    node::{NoAnswer, Node},
+    signature,
+    token::Token,
+};
+
+/// The least that `valid_for_min` may be. Source: x402 v2, scheme `exact` on EVM.
+const VALID_FOR_MIN: Duration = Duration::from_secs(6);
+
+#[derive(Debug)]
+pub(crate) struct Chain {
+    pub(crate) config: ChainConfig,
+    pub(crate) node: Node,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) lane: Lane,
+    pub(crate) store: Arc<dyn TransactionStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Chain {
+    /// Checks the configuration against itself and then against the chain.
+    pub(crate) async fn connect(
+        config: ChainConfig,
+        store: Arc<dyn TransactionStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConnectError> {
+        let chain_id = validate(&config)?;
+        let node = node_of(&config)?;
+        serves(&node, &config, chain_id).await?;
+        let mut tokens = Vec::with_capacity(config.assets.len());
+        for asset in &config.assets {
+            tokens.push(Token::read(&node, &config.network, chain_id, asset).await?);
+        }
+        let lane = Lane::start(&config, chain_id, &node, store.clone(), clock.clone()).await?;
+        Ok(Self { config, node, tokens, lane, store, clock })
+    }
+
+    pub(crate) fn token(&self, asset: &AssetId) -> Option<&Token> {
+        self.tokens.iter().find(|token| token.asset == *asset)
+    }
+
+    /// Whether a block at `number` has the confirmations asked for.
+    pub(crate) async fn is_confirmed(&self, number: u64) -> Result<bool, NoAnswer> {
+        // The node that has a receipt has its block, which is the first confirmation.
+        if self.config.confirmations <= 1 {
+            return Ok(true);
+        }
+        let head: u64 = self.node.head().await?.number.to();
+        Ok(head.saturating_add(1) >= number.saturating_add(self.config.confirmations))
+    }
+}
+
+/// The token's call that moves the money: the same bytes in the simulation and in the settlement, encoded from parsed values.
+pub(crate) fn transfer_call(token: &Token, x402: &X402Credential) -> Bytes {
+    let a = &x402.authorization;
+    let by_key = signature::of_key(&x402.signature)
+        .filter(|key| signature::signer(signature::digest(token.domain, a), key) == Some(address::alloy(a.from)));
+    match by_key {
+        Some(key) => abi::transfer_by_key(a, &key),
+        None => abi::transfer_by_contract(a, &contract_signature(x402)),
+    }
+}
+
+/// A contract wallet's signature, without the deployment it may be wrapped in (ERC-6492).
+pub(crate) fn contract_signature(x402: &X402Credential) -> Bytes {
+    abi::with_deployment(&x402.signature).map_or_else(|| x402.signature.clone().into(), |wrapped| wrapped.inner)
+}
+
+pub(crate) fn node_of(config: &ChainConfig) -> Result<Node, ConnectError> {
+    Node::new(&config.rpc, config.limits.rpc_timeout).map_err(|source| ConnectError::Unreachable {
+        network: config.network.clone(),
+        tried: config.rpc.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        source,
+    })
+}
+
+/// Every node that answers must serve this chain, and one must answer.
+async fn serves(node: &Node, config: &ChainConfig, chain_id: u64) -> Result<(), ConnectError> {
+    let mut silent = None;
+    let mut answered = 0;
+    for one in node.each() {
+        match one.chain_id().await {
+            Ok(found) if found == chain_id => answered += 1,
+            Ok(found) => {
+                return Err(ConnectError::WrongChain { network: config.network.clone(), node: one.label(), found });
+            }
+            Err(error) => {
+                tracing::warn!(network = %config.network, error = &error as &dyn std::error::Error, "a node does not answer");
+                silent = Some(error);
+            }
+        }
+    }
+    match silent {
+        Some(error) if answered == 0 => Err(node.unreachable(&config.network, error)),
+        _ => Ok(()),
+    }
+}
+
+/// What the configuration alone can show; gives the chain id.
+pub(crate) fn validate(config: &ChainConfig) -> Result<u64, ConnectError> {
+    let network = &config.network;
+    let limits = &config.limits;
+    let wrong = |problem: &str| Err(ConnectError::Config { network: network.clone(), problem: problem.to_owned() });
+    let Some(chain_id) = network.evm_chain_id() else {
+        return wrong("expected an EVM network such as eip155:8453");
+    };
+    if config.rpc.is_empty() {
+        return wrong("rpc is empty; name at least one node");
+    }
+    if config.assets.is_empty() {
+        return wrong("assets is empty; name at least one token, such as USDC");
+    }
+    if (1..config.assets.len()).any(|i| config.assets[..i].iter().any(|a| a.address == config.assets[i].address)) {
+        return wrong("assets names one token twice");
+    }
+    if config.confirmations == 0 {
+        return wrong("confirmations is 0; expected 1 or more");
+    }
+    if config.pay_to.0 == [0; 20] {
+        return wrong("pay_to is the zero address; tokens sent there are lost");
+    }
+    if limits.valid_for_min < VALID_FOR_MIN {
+        return wrong("valid_for_min is below 6 s, the least that x402 allows");
+    }
+    if limits.max_timeout_s <= limits.valid_for_min.as_secs() {
+        return wrong("max_timeout must be longer than valid_for_min, or no payment can be in time");
+    }
+    if limits.in_flight_max == 0 || limits.lane_queue_max == 0 || limits.log_range == 0 || limits.gas_limit_max < 21_000
+    {
+        return wrong("in_flight_max, lane_queue_max and log_range must be 1 or more and gas_limit_max 21000 or more");
+    }
+    if [limits.rpc_timeout, limits.settle_timeout, limits.poll_min, limits.poll_max, limits.bump_after]
+        .contains(&Duration::ZERO)
+    {
+        return wrong("a timeout of zero can never be met");
+    }
+    Ok(chain_id)
+}

@@ -1,0 +1,144 @@
+//! A token as the chain describes it: its EIP-712 domain is proven against its own separator, never taken from a table.
+
+use alloy::{
+    primitives::{Address, B256, Bytes, U64},
+    sol_types::SolCall,
+};
+use farebox_core::{Amount, AssetId, EvmAddress, Network, Offer, Price, RailName, ports::OfferError};
+
+use crate::{
+    AssetConfig, ChainConfig, ConnectError, Pegged,
+    abi::Token as Abi,
+    address, checksum,
+    node::{Call, Called, Node},
+    signature::domain_separator,
+};
+
+/// Versions tried for a token that does not tell its own. Source: EIP-3009's reference token says "1", Circle's "2".
+const VERSIONS: [&str; 2] = ["1", "2"];
+/// Gas of one question to a token's view functions: they are read from strangers' contracts.
+const VIEW_GAS_MAX: u64 = 1_000_000;
+/// The longest name or version that we put into bills.
+const NAME_BYTES_MAX: usize = 64;
+
+/// A token that takes EIP-3009 authorizations.
+#[derive(Clone, Debug)]
+pub(crate) struct Token {
+    pub(crate) asset: AssetId,
+    pub(crate) address: Address,
+    pub(crate) symbol: String,
+    pub(crate) pegged: Pegged,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) decimals: u8,
+    pub(crate) domain: B256,
+}
+
+impl Token {
+    /// Reads the token from the chain.
+    ///
+    /// # Errors
+    /// Unreachable, or a token that has no code, no EIP-3009, or a domain that its name and version do not explain.
+    pub(crate) async fn read(
+        node: &Node,
+        network: &Network,
+        chain_id: u64,
+        asset: &AssetConfig,
+    ) -> Result<Self, ConnectError> {
+        let reader = Reader { node, network, token: asset.address };
+        if reader.code().await?.is_empty() {
+            return Err(reader.unusable("has no code on this chain"));
+        }
+        let name: String = reader.must(Abi::nameCall {}).await?;
+        let decimals: u8 = reader.must(Abi::decimalsCall {}).await?;
+        let domain: B256 = reader.must(Abi::DOMAIN_SEPARATORCall {}).await?;
+        // A token without EIP-3009 has no such function; asked of any address and nonce, one that has it answers.
+        let nobody = Abi::authorizationStateCall { authorizer: Address::ZERO, nonce: B256::ZERO };
+        if reader.ask(nobody).await?.is_none() {
+            return Err(reader.unusable("does not take EIP-3009 authorizations (it has no authorizationState)"));
+        }
+        let told: Option<String> = reader.ask(Abi::versionCall {}).await?;
+        let candidates: Vec<&str> = told.as_deref().map_or(VERSIONS.to_vec(), |version| vec![version]);
+        let token = address::alloy(asset.address);
+        let proven = candidates.into_iter().find(|v| domain_separator(&name, v, chain_id, token) == domain);
+        let Some(version) = proven.map(str::to_owned) else {
+            return Err(reader.unusable("has a DOMAIN_SEPARATOR that its name, version and this chain id do not make"));
+        };
+        if name.len() > NAME_BYTES_MAX || version.len() > NAME_BYTES_MAX {
+            return Err(reader.unusable("has a name or version of more than 64 bytes"));
+        }
+        Ok(Self {
+            asset: AssetId::erc20(network.clone(), asset.address),
+            address: token,
+            symbol: asset.symbol.clone(),
+            pegged: asset.pegged,
+            name,
+            version,
+            decimals,
+            domain,
+        })
+    }
+
+    /// The offer for `price`, if this token is meant by it.
+    pub(crate) fn offer(&self, price: &Price, chain: &ChainConfig) -> Result<Option<Offer>, OfferError> {
+        let amount = match price {
+            Price::Usd(dollars) if self.pegged == Pegged::UsDollar => dollars,
+            Price::Token { amount, symbol } if *symbol == self.symbol => amount,
+            Price::Usd(_) | Price::Token { .. } => return Ok(None),
+        };
+        let units = amount.to_units(self.decimals).map_err(|source| OfferError::NotExact {
+            price: price.clone(),
+            symbol: self.symbol.clone(),
+            network: chain.network.clone(),
+            source: Box::new(source),
+        })?;
+        Ok(Some(Offer {
+            rail: RailName::X402,
+            scheme: "exact".into(),
+            amount: Amount { units, asset: self.asset.clone() },
+            asset_on_wire: self.address.to_checksum(None).into(),
+            pay_to: checksum(chain.pay_to).into(),
+            max_timeout_s: chain.limits.max_timeout_s,
+            extra: [("name", &self.name), ("version", &self.version)]
+                .map(|(key, value)| (key.to_owned(), value.clone().into()))
+                .into_iter()
+                .collect(),
+        }))
+    }
+}
+
+struct Reader<'a> {
+    node: &'a Node,
+    network: &'a Network,
+    token: EvmAddress,
+}
+
+impl Reader<'_> {
+    async fn code(&self) -> Result<Bytes, ConnectError> {
+        self.node.code(address::alloy(self.token)).await.map_err(|source| self.node.unreachable(self.network, source))
+    }
+
+    /// The function's answer; `None` if the token has no such function or answers with something else.
+    async fn ask<C: SolCall>(&self, call: C) -> Result<Option<C::Return>, ConnectError> {
+        let call = Call {
+            from: None,
+            to: address::alloy(self.token),
+            gas: Some(U64::from(VIEW_GAS_MAX)),
+            data: call.abi_encode().into(),
+        };
+        match self.node.call(call, None).await {
+            Ok(Called::Returned(bytes)) => Ok(C::abi_decode_returns_validate(&bytes).ok()),
+            Ok(Called::Reverted(_)) => Ok(None),
+            Err(source) => Err(self.node.unreachable(self.network, source)),
+        }
+    }
+
+    async fn must<C: SolCall>(&self, call: C) -> Result<C::Return, ConnectError> {
+        let answer = self.ask(call).await?;
+        answer.ok_or_else(|| self.unusable(&format!("does not answer {}", C::SIGNATURE)))
+    }
+
+    fn unusable(&self, problem: &str) -> ConnectError {
+        ConnectError::Token { network: self.network.clone(), token: self.token, problem: problem.to_owned() }
+    }
+}
