@@ -1,0 +1,173 @@
+use std::{sync::Arc, time::Duration};
+
+use clap::Parser;
+use farebox_core::{
+    Binding, Credential, EvmAddress, InstanceId, Payer, Price,
+    ports::{Ledger as _, Rail as _, TransactionStore as _},
+};
+use farebox_ledger::{SqliteLedger, SqliteOptions};
+use farebox_testkit::{ManualClock, MemoryLedger, ScriptedRail, TestPayer, proof_of, test_asset, test_network};
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_unix_s(1_795_000_000);
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: PaymentsArgs,
+}
+
+struct Books {
+    folder: tempfile::TempDir,
+    ledger: Arc<SqliteLedger>,
+}
+
+/// A ledger in use, with payments claimed one a minute: the first settled, the others not.
+async fn books(count: u64) -> Books {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
+    // At once, so that they share commits.
+    let mut claims = tokio::task::JoinSet::new();
+    for number in 0..count {
+        let ledger = ledger.clone();
+        claims.spawn(async move { claim(&ledger, number).await });
+    }
+    claims.join_all().await;
+    Books { folder, ledger }
+}
+
+async fn claim(ledger: &SqliteLedger, number: u64) {
+    let books: Arc<MemoryLedger> = Arc::new(MemoryLedger::new(InstanceId::new("i"), Duration::ZERO));
+    let rail = ScriptedRail::new(books, Arc::new(ManualClock::at(NOW)));
+    let offer = rail.offers(&Price::Usd("0.01".parse().unwrap())).unwrap().remove(0);
+    let now = NOW.plus(Duration::from_secs(60 * number));
+    let credential: Credential = TestPayer(1).pay(&offer, number, NOW.plus(Duration::from_secs(600)));
+    let id = PaymentId::new(now, [u8::try_from(number % 256).unwrap(); 10]);
+    let claim = farebox_core::Claim {
+        id,
+        proof: proof_of(&credential, &test_asset()),
+        credential: Arc::new(credential),
+        rail: offer.rail,
+        binding: Binding {
+            route: RouteId::new("reports"),
+            method: "GET".into(),
+            resource: "=cmd|'/c calc'!A1,\"\n".into(),
+        },
+        payer: Payer::new(&test_network(), &format!("{:x}", EvmAddress([0xab; 20]))),
+        amount: offer.amount,
+        pay_to: offer.pay_to,
+        valid_until: now,
+        holder: InstanceId::new("i"),
+        lease: Duration::from_secs(60),
+        now,
+    };
+    ledger.claim(claim).await.unwrap();
+    if number == 0 {
+        let hash = TransactionId::new(format!("0x{:064x}", 7));
+        let transaction = farebox_core::StoredTransaction {
+            hash: hash.clone(),
+            lane: farebox_core::LaneKey::new("lane"),
+            nonce: 1,
+            raw: vec![1],
+            payment: Some(id),
+            fate: farebox_core::TransactionFate::Open,
+            stored_at: now,
+        };
+        ledger.store_transaction(transaction).await.unwrap();
+        let block = farebox_core::BlockRef { number: 9, hash: [9; 32] };
+        let settled = farebox_core::PaymentEvent::Settled { transaction: hash, block };
+        ledger.record(id, vec![settled], now).await.unwrap();
+    }
+}
+
+async fn name_usdc(books: &Books) {
+    let name = AssetName { asset: test_asset(), symbol: "USDC".into(), decimals: 6 };
+    books.ledger.name_assets(vec![name]).await.unwrap();
+}
+
+fn printed(books: &Books, line: &str, width: Option<u16>) -> String {
+    let args = Cli::try_parse_from(std::iter::once("payments").chain(line.split_whitespace())).unwrap().args;
+    let reader = SqliteReader::open(&books.folder.path().join("farebox.db")).unwrap();
+    let mut out = Vec::new();
+    print(&args, &reader, NOW.plus(Duration::from_secs(3600)), width, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[tokio::test]
+async fn a_table_fits_the_terminal_and_sums_exactly() {
+    let books = books(3).await;
+    assert!(printed(&books, "", None).contains(&format!("10000 units of {}", test_asset())));
+    name_usdc(&books).await;
+    let wide = printed(&books, "", None);
+    assert!(wide.contains("0x0000000000000000000000000000000000000000000000000000000000000007"), "{wide}");
+    let sums: Vec<_> = wide.lines().rev().take(2).map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(sums, ["0.01 USDC 1 settled eip155:84532", "0.02 USDC 2 claimed eip155:84532"]);
+    for columns in [80, 120, 160] {
+        let narrow = printed(&books, "", Some(columns));
+        assert!(narrow.lines().all(|line| line.chars().count() <= usize::from(columns)), "{columns}:\n{narrow}");
+    }
+    assert!(printed(&books, "--limit 1", None).contains("the newest 1 are shown"));
+    assert_eq!(printed(&books, "--state void", None), "no payments match\n");
+}
+
+#[tokio::test]
+async fn csv_keeps_every_field_and_runs_no_formula() {
+    let books = books(2).await;
+    name_usdc(&books).await;
+    let text = printed(&books, "--csv", None);
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    assert_eq!(reader.headers().unwrap().iter().collect::<Vec<_>>(), CSV_COLUMNS);
+    let rows: Vec<HashMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(rows[1]["resource"], "'=cmd|'/c calc'!A1,\"\n");
+    assert_eq!((rows[1]["amount"].as_str(), rows[1]["units"].as_str()), ("0.01", "10000"));
+    assert_eq!((rows[1]["state"].as_str(), rows[1]["block"].as_str()), ("settled", "9"));
+    assert_eq!(rows[1]["created_at"], "2026-11-18T11:06:40.000Z");
+    assert_eq!(rows[0]["transaction"], "");
+}
+
+#[tokio::test]
+async fn json_has_one_object_a_line_across_pages() {
+    let books = books(u64::from(PAGE_ROWS) + 2).await;
+    let text = printed(&books, "--json", None);
+    let entries: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(entries.len(), PAGE_ROWS as usize + 2);
+    assert!(entries.windows(2).all(|pair| pair[0]["id"].as_str() > pair[1]["id"].as_str()));
+    assert_eq!(entries[0]["units"], "10000");
+    assert_eq!(entries[0]["amount"], serde_json::Value::Null);
+    let names: Vec<_> = entries[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>(), CSV_COLUMNS.iter().collect());
+    assert_eq!(printed(&books, "--json --limit 501", None).lines().count(), 501);
+}
+
+#[tokio::test]
+async fn filters_narrow_the_list() {
+    let books = books(3).await;
+    for (line, rows) in [
+        ("--json --state settled", 1),
+        ("--json --route reports", 3),
+        ("--json --route other", 0),
+        ("--json --payer 0xABABABABABABABABABABABABABABABABABABABAB", 3),
+        ("--json --network eip155:1", 0),
+        ("--json --tx 0x0000000000000000000000000000000000000000000000000000000000000007", 1),
+        ("--json --since 59m", 2),
+        ("--json --until 2026-11-18T11:07:40Z", 1),
+        ("--json --since 2026-11-18 --until 2026-11-19", 3),
+    ] {
+        assert_eq!(printed(&books, line, None).lines().count(), rows, "{line}");
+    }
+}
+
+#[test]
+fn times_are_dates_times_or_ages() {
+    let at = |text| parse_time(text, NOW).map(Timestamp::unix_s).ok();
+    assert_eq!(at("24h"), Some(NOW.unix_s() - 86_400));
+    assert_eq!(at("2w"), Some(NOW.unix_s() - 14 * 86_400));
+    assert_eq!(at("2026-11-23"), Some(1_795_392_000));
+    assert_eq!(at("2026-11-23T01:00:00+01:00"), Some(1_795_392_000));
+    for wrong in ["", "h", "-1h", "2026-13-01", "2026-11-23T00:00:00", "1969-01-01", "99999999999999999999h", "é"] {
+        assert_eq!(at(wrong), None, "{wrong}");
+    }
+}
