@@ -99,16 +99,20 @@ pub fn loopback() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-pub async fn serve(config: GatewayConfig) -> Running {
+/// Ports behind which nobody pays.
+pub fn ports() -> Ports {
     let instance = InstanceId::new("test");
-    let ports = Ports {
+    Ports {
         rails: Vec::new(),
         ledger: Arc::new(MemoryLedger::new(instance.clone(), Duration::ZERO)),
         clock: Arc::new(ManualClock::at(Timestamp::from_unix_s(1_700_000_000))),
         entropy: Arc::new(SeededEntropy::new(1)),
         instance,
-    };
-    serve_with(config, ports).await
+    }
+}
+
+pub async fn serve(config: GatewayConfig) -> Running {
+    serve_with(config, ports()).await
 }
 
 pub async fn serve_with(config: GatewayConfig, ports: Ports) -> Running {
