@@ -1,6 +1,6 @@
 //! A gateway between real clients and real upstreams, all on loopback.
 
-#![allow(dead_code, reason = "each test binary uses its own part of it")]
+#![expect(dead_code, reason = "each test binary uses its own part of it")]
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,37 +24,37 @@ use tokio::{
 };
 
 /// The longest any wait in a test may take.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-pub type TestBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type TestBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// A gateway that serves.
-pub struct Running {
-    pub address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Running {
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// Begins the drain.
-    pub fn shut_down(&mut self) {
+    pub(crate) fn shut_down(&mut self) {
         if let Some(stop) = self.stop.take() {
             stop.send(()).unwrap();
         }
     }
 
     /// Waits for the end of the drain.
-    pub async fn ended(mut self) {
+    pub(crate) async fn ended(mut self) {
         self.shut_down();
         patiently(self.served).await.unwrap().unwrap();
     }
 
     /// Sends bytes on a new connection and reads until it is closed.
-    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+    pub(crate) async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The gateway may close before it has read all of it.
         drop(stream.write_all(bytes.as_ref()).await);
@@ -64,12 +64,12 @@ impl Running {
     }
 }
 
-pub async fn patiently<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("took too long")
 }
 
 /// A config with these free routes (`match`, upstream URL).
-pub fn config(routes: &[(&str, &str)]) -> GatewayConfig {
+pub(crate) fn config(routes: &[(&str, &str)]) -> GatewayConfig {
     GatewayConfig {
         listeners: vec![ListenerConfig { address: loopback(), tls: None }],
         public_url: None,
@@ -83,7 +83,7 @@ pub fn config(routes: &[(&str, &str)]) -> GatewayConfig {
     }
 }
 
-pub fn route(matches: &str, upstream: &str) -> Route {
+pub(crate) fn route(matches: &str, upstream: &str) -> Route {
     let (methods, pattern) = parse_match(matches).unwrap();
     Route {
         id: RouteId::new(matches),
@@ -95,12 +95,12 @@ pub fn route(matches: &str, upstream: &str) -> Route {
     }
 }
 
-pub fn loopback() -> SocketAddr {
+pub(crate) fn loopback() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
 /// Ports behind which nobody pays.
-pub fn ports() -> Ports {
+pub(crate) fn ports() -> Ports {
     let instance = InstanceId::new("test");
     Ports {
         rails: Vec::new(),
@@ -111,11 +111,11 @@ pub fn ports() -> Ports {
     }
 }
 
-pub async fn serve(config: GatewayConfig) -> Running {
+pub(crate) async fn serve(config: GatewayConfig) -> Running {
     serve_with(config, ports()).await
 }
 
-pub async fn serve_with(config: GatewayConfig, ports: Ports) -> Running {
+pub(crate) async fn serve_with(config: GatewayConfig, ports: Ports) -> Running {
     let gateway = Gateway::bind(config, ports).await.unwrap();
     let address = gateway.addresses()[0];
     let (stop, stopped) = oneshot::channel();
@@ -124,41 +124,41 @@ pub async fn serve_with(config: GatewayConfig, ports: Ports) -> Running {
 }
 
 /// A gateway before one upstream, with everything passed through.
-pub async fn pass_through(upstream: &Upstream) -> Running {
+pub(crate) async fn pass_through(upstream: &Upstream) -> Running {
     serve(config(&[("ANY /*", &upstream.url())])).await
 }
 
 /// What an upstream saw of a request.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub method: String,
-    pub target: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub trailers: Option<HeaderMap>,
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 /// An upstream that notes whole requests.
-pub struct Upstream {
-    pub address: SocketAddr,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Upstream {
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().clone()
     }
 
-    pub fn last(&self) -> Seen {
+    pub(crate) fn last(&self) -> Seen {
         self.seen.lock().last().expect("the upstream saw no request").clone()
     }
 
     /// Reads every request whole and answers 200 with its body.
-    pub async fn echo() -> Self {
+    pub(crate) async fn echo() -> Self {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let notes = seen.clone();
         let address = upstream(move |request| {
@@ -183,12 +183,12 @@ impl Upstream {
     }
 }
 
-pub fn text(body: impl Into<Bytes>) -> Response<TestBody> {
+pub(crate) fn text(body: impl Into<Bytes>) -> Response<TestBody> {
     Response::new(Full::new(body.into()).map_err(|never: Infallible| match never {}).boxed())
 }
 
 /// Serves HTTP/1.1 and h2c with `answer`.
-pub async fn upstream<F, A>(answer: F) -> SocketAddr
+pub(crate) async fn upstream<F, A>(answer: F) -> SocketAddr
 where
     F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Response<TestBody>> + Send + 'static,
@@ -213,7 +213,7 @@ where
 }
 
 /// An upstream below HTTP: `converse` gets each connection.
-pub async fn raw_upstream<F, A>(converse: F) -> SocketAddr
+pub(crate) async fn raw_upstream<F, A>(converse: F) -> SocketAddr
 where
     F: Fn(TcpStream) -> A + Send + 'static,
     A: Future<Output = ()> + Send + 'static,
@@ -230,7 +230,7 @@ where
 }
 
 /// Reads one head, up to the empty line.
-pub async fn read_head(stream: &mut TcpStream) -> String {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -241,7 +241,7 @@ pub async fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-pub fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     drop(rustls::crypto::ring::default_provider().install_default());
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
