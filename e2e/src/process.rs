@@ -5,7 +5,10 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::TcpListener,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,12 +20,26 @@ use tokio::time::Instant;
 const LINES_MAX: usize = 20_000;
 const POLL: Duration = Duration::from_millis(5);
 
-/// A port that nothing listened on a moment ago.
+/// Below the range from which the system takes ports for outgoing connections: one of those could take a port between its
+/// choice here and the start, or the restart, of the process that is to listen on it.
+const PORTS: std::ops::Range<u32> = 20_000..32_000;
+
+/// A port that nothing listened on a moment ago, another one at each call.
 ///
 /// # Errors
-/// The loopback interface has no port left.
+/// All are taken.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("bind a free port")?.local_addr()?.port())
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    // Test binaries that run side by side start at different places.
+    let start = std::process::id().wrapping_mul(97);
+    for _ in PORTS {
+        let turn = start.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(PORTS.start + turn % (PORTS.end - PORTS.start))?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port of {PORTS:?} is free")
 }
 
 /// A running child. Dropped, it is killed and waited for, and prints its output if the test is failing.
