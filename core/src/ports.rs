@@ -6,8 +6,8 @@ use std::{borrow::Cow, error::Error, fmt};
 use async_trait::async_trait;
 
 use crate::{
-    Amount, Answer, Binding, BlockRef, Claim, Claimed, Credential, EvmAddress, IllegalEvent, LaneKey, Network, Offer,
-    Payer, Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, RouteId,
+    Amount, Answer, Binding, BlockRef, Claim, Claimed, Credential, CredentialDigest, EvmAddress, IllegalEvent, LaneKey,
+    Network, Offer, Payer, Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, RouteId,
     StoredTransaction, Timestamp, TransactionFate, TransactionId,
 };
 
@@ -178,11 +178,12 @@ pub enum OfferError {
 /// The books. Every method's effect is durable when it returns `Ok`; a dropped future may leave the effect done or not done.
 #[async_trait]
 pub trait Ledger: fmt::Debug + Send + Sync {
-    /// The payment that holds this proof, if any. Void payments hold none.
+    /// The payment that this very credential made, if any; never a void one. By digest and not by proof, so that it is found
+    /// whatever has become of its time, of the price or of the rail since.
     ///
     /// # Errors
     /// Unavailable: never "not seen before".
-    async fn find(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable>;
+    async fn find(&self, credential: CredentialDigest) -> Result<Option<Payment>, LedgerUnavailable>;
 
     /// Claims a proof, once, by [`Payment::contest`].
     ///

@@ -3,10 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
-    Binding, Claimed, Credential, InstanceId, Payment, PaymentId, PaymentState, Permit, Refusal, Tariff,
+    Binding, Claim, Claimed, Credential, InstanceId, Payment, PaymentEvent, PaymentId, PaymentState, Permit, RailName,
+    Refusal, Tariff,
     ports::{Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, VerifyError, claim_of},
 };
 use http::{Method, Response};
+use tracing::debug;
 
 use crate::{
     answer,
@@ -96,54 +98,36 @@ pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inboun
         method: inbound.request.method().as_str().to_owned(),
         resource: inbound.path_and_query(),
     };
-    let Some((rail, checked)) = till.check(&credential, tariff) else { return desk.no_rail(&credential) };
-    let permit = match checked {
-        Ok(checked) => till.permit(rail, &checked, &binding).await,
-        Err(rejected) => Err(Turned::Rejected(rejected)),
-    };
-    match permit {
+    let Some(rail) = till.rail(&credential) else { return desk.no_rail(&credential) };
+    match till.permit(rail, &credential, tariff, &binding).await {
         Ok(permit) => {
-            fare::run(
-                Fare {
-                    till: till.clone(),
-                    upstreams: worker.upstreams.clone(),
-                    rail: rail.clone(),
-                    settle: tariff.settle,
-                    desk,
-                    permit,
-                },
-                inbound,
-            )
-            .await
+            let (till, upstreams, rail) = (till.clone(), worker.upstreams.clone(), rail.clone());
+            fare::run(Fare { till, upstreams, rail, settle: tariff.settle, desk, permit }, inbound).await
         }
         Err(turned) => answer::turned(till, &desk, turned).await,
     }
 }
 
 impl Till {
-    /// The rail of a credential, and what its check without IO says. A bill from before a price change is good until it ends.
-    fn check(&self, credential: &Credential, tariff: &Tariff) -> Option<(&Arc<dyn Rail>, Result<Checked, Rejected>)> {
+    fn rail(&self, credential: &Credential) -> Option<&Arc<dyn Rail>> {
         let name = match credential {
-            Credential::X402(_) => farebox_core::RailName::X402,
+            Credential::X402(_) => RailName::X402,
         };
-        let rail = self.rails.iter().find(|rail| rail.name() == name)?;
-        let now = self.clock.now();
-        let checked = rail.check(credential, &tariff.offers, now).or_else(|rejected| {
-            if tariff.earlier_offers.is_empty() || now >= tariff.earlier_until {
-                return Err(rejected);
-            }
-            rail.check(credential, &tariff.earlier_offers, now).map_err(|_| rejected)
-        });
-        Some((rail, checked))
+        self.rails.iter().find(|rail| rail.name() == name)
     }
 
-    /// The permit for a checked credential. The books are asked before the chain: a settled authorization fails there, and a
-    /// payer who lost the answer must get it, not a new bill.
-    async fn permit(&self, rail: &Arc<dyn Rail>, checked: &Checked, binding: &Binding) -> Result<Permit, Turned> {
+    /// The permit for a credential. Waits, for a bounded time, while another request is at the same proof.
+    async fn permit(
+        &self,
+        rail: &Arc<dyn Rail>,
+        credential: &Credential,
+        tariff: &Tariff,
+        binding: &Binding,
+    ) -> Result<Permit, Turned> {
         let deadline = tokio::time::Instant::now() + self.limits.busy_wait;
         let mut pause = BUSY_PAUSE[0];
         loop {
-            let busy = match self.try_permit(rail, checked, binding).await? {
+            let busy = match self.try_permit(rail, credential, tariff, binding).await? {
                 Claimed::Granted(permit) => return Ok(permit),
                 Claimed::Replayed(payment) => return Err(Turned::Replayed(payment)),
                 Claimed::Foreign(payment) => return Err(Turned::Foreign(payment)),
@@ -157,37 +141,99 @@ impl Till {
         }
     }
 
-    async fn try_permit(&self, rail: &Arc<dyn Rail>, checked: &Checked, binding: &Binding) -> Result<Claimed, Turned> {
-        let known = self.ledger.find(&checked.proof).await?;
-        let settled = known.as_ref().is_some_and(|payment| payment.state == PaymentState::Settled);
-        if let Some(outcome) =
-            known.and_then(|known| known.peek(binding, checked.credential.digest(), self.clock.now()))
-        {
-            return Ok(outcome);
+    /// The books are asked first, before the credential's time, price and chain: a payer who lost the answer must get it, or its
+    /// payment's state, even when the authorization has run out, the price has moved, and the nonce is used, by us.
+    async fn try_permit(
+        &self,
+        rail: &Arc<dyn Rail>,
+        credential: &Credential,
+        tariff: &Tariff,
+        binding: &Binding,
+    ) -> Result<Claimed, Turned> {
+        match self.ledger.find(credential.digest()).await? {
+            None => {
+                let checked = self.check(rail, credential, tariff).map_err(Turned::Rejected)?;
+                self.verify_and_claim(rail, &checked, binding).await
+            }
+            Some(known) => match known.clone().peek(binding, credential.digest(), self.clock.now()) {
+                Some(outcome) => Ok(outcome),
+                // Settled, and its delivery broke off: the chain need not be asked.
+                None if known.state == PaymentState::Settled => self.claim(self.again(known)).await,
+                // Claimed by a process that died: as good as new, if it is still good.
+                None => {
+                    let checked = self.check(rail, credential, tariff).map_err(Turned::Rejected)?;
+                    self.verify_and_claim(rail, &checked, binding).await
+                }
+            },
         }
-        // A settled payment whose delivery broke: its nonce is used, by us, and the chain would say no.
-        if !settled {
-            match rail.verify(checked).await {
-                Ok(()) => {}
-                Err(VerifyError::Unavailable { source }) => return Err(Turned::Unverifiable(source)),
-                Err(VerifyError::Rejected(rejected)) => return self.rejected(checked, binding, rejected).await,
+    }
+
+    /// A bill from before a price change is good until it ends.
+    fn check(&self, rail: &Arc<dyn Rail>, credential: &Credential, tariff: &Tariff) -> Result<Checked, Rejected> {
+        let now = self.clock.now();
+        rail.check(credential, &tariff.offers, now).or_else(|rejected| {
+            if tariff.earlier_offers.is_empty() || now >= tariff.earlier_until {
+                return Err(rejected);
+            }
+            rail.check(credential, &tariff.earlier_offers, now).map_err(|_| rejected)
+        })
+    }
+
+    async fn verify_and_claim(
+        &self,
+        rail: &Arc<dyn Rail>,
+        checked: &Checked,
+        binding: &Binding,
+    ) -> Result<Claimed, Turned> {
+        match rail.verify(checked).await {
+            Ok(()) => {}
+            Err(VerifyError::Unavailable { source }) => return Err(Turned::Unverifiable(source)),
+            Err(VerifyError::Rejected(rejected)) => {
+                // Perhaps because this very credential was settled while we asked: then the books know it, and the next
+                // look finds what became of it.
+                return match self.ledger.find(checked.credential.digest()).await? {
+                    Some(known) if known.state != PaymentState::Claimed => Ok(Claimed::Busy(known)),
+                    _ => Err(Turned::Rejected(rejected)),
+                };
             }
         }
         let now = self.clock.now();
         let mut random = [0; 10];
         self.entropy.fill(&mut random);
         let id = PaymentId::new(now, random);
-        let claim = claim_of(checked, binding.clone(), id, self.instance.clone(), self.limits.lease, now);
-        Ok(self.ledger.claim(claim).await?)
+        self.claim(claim_of(checked, binding.clone(), id, self.instance.clone(), self.limits.lease, now)).await
     }
 
-    /// The chain said no. Perhaps because the same proof was settled while we asked: the books decide.
-    async fn rejected(&self, checked: &Checked, binding: &Binding, rejected: Rejected) -> Result<Claimed, Turned> {
-        let Some(known) = self.ledger.find(&checked.proof).await? else { return Err(Turned::Rejected(rejected)) };
-        match known.clone().peek(binding, checked.credential.digest(), self.clock.now()) {
-            Some(outcome) => Ok(outcome),
-            None if known.state == PaymentState::Settled => Ok(Claimed::Busy(known)),
-            None => Err(Turned::Rejected(rejected)),
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Turned> {
+        let id = claim.id;
+        match self.ledger.claim(claim).await {
+            Ok(claimed) => Ok(claimed),
+            Err(error) => {
+                // It may have been made all the same. Nobody works on it, so give it back; failing that, its lease ends.
+                let released = PaymentEvent::Released { code: "claim_unconfirmed".into() };
+                if let Err(second) = self.ledger.record(id, vec![released], self.clock.now()).await {
+                    debug!(payment = %id, error = &second as &dyn std::error::Error, "unconfirmed claim not released");
+                }
+                Err(Turned::Books(error))
+            }
+        }
+    }
+
+    /// The claim that redeems a settled payment.
+    fn again(&self, known: Payment) -> Claim {
+        Claim {
+            id: known.id,
+            proof: known.proof,
+            credential: known.credential,
+            rail: known.rail,
+            binding: known.binding,
+            payer: known.payer,
+            amount: known.amount,
+            pay_to: known.pay_to,
+            valid_until: known.valid_until,
+            holder: self.instance.clone(),
+            lease: self.limits.lease,
+            now: self.clock.now(),
         }
     }
 }

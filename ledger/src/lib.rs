@@ -17,3 +17,6 @@ pub use query::AssetName;
 pub use reader::SqliteReader;
 pub use row::CorruptRow;
 pub use sqlite::{SqliteLedger, SqliteOptions};
+
+#[cfg(test)]
+mod tests;

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use farebox_core::{
-    Answer, AssetId, BlockRef, Claim, Claimed, Contest, IllegalEvent, InstanceId, LaneKey, Network, Offer, Payment,
-    PaymentEvent, PaymentId, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
-    ports::PaymentFilter,
+    Answer, AssetId, BlockRef, Claim, Claimed, Contest, CredentialDigest, IllegalEvent, InstanceId, LaneKey, Network,
+    Offer, Payment, PaymentEvent, PaymentId, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate,
+    TransactionId, ports::PaymentFilter,
 };
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, ToSql, params, params_from_iter};
 
 use crate::row::{
     self, CorruptRow, Fields, PAYMENT_COLUMNS, TRANSACTION_COLUMNS, Unsigned, address_of, block_hash_text,
-    delivery_name, fate_name,
+    credential_digest, delivery_name, fate_name,
 };
 
 /// Rows per page when a filter does not say.
@@ -58,13 +58,18 @@ pub(crate) enum StoreError {
     IdTaken(PaymentId),
 }
 
-pub(crate) fn find(connection: &Connection, proof: &ProofId) -> Result<Option<Payment>, StoreError> {
+pub(crate) fn find(connection: &Connection, credential: CredentialDigest) -> Result<Option<Payment>, StoreError> {
+    let sql = format!("SELECT {PAYMENT_COLUMNS} FROM payments WHERE digest = ?1 AND state <> 'void'");
+    one(connection, &sql, [hex::encode(credential.as_bytes())], row::payment)
+}
+
+fn holding(connection: &Connection, proof: &ProofId) -> Result<Option<Payment>, StoreError> {
     let sql = format!("SELECT {PAYMENT_COLUMNS} FROM payments WHERE proof = ?1 AND state <> 'void'");
     one(connection, &sql, [proof.as_str()], row::payment)
 }
 
 pub(crate) fn claim(connection: &Connection, claim: Claim) -> Result<Claimed, StoreError> {
-    match find(connection, &claim.proof)?.map(|held| held.contest(&claim)) {
+    match holding(connection, &claim.proof)?.map(|held| held.contest(&claim)) {
         None => {
             let payment = Payment::first(claim);
             insert(connection, &payment)?;
@@ -108,7 +113,7 @@ pub(crate) fn record(
 fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO payments ({PAYMENT_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
-         ?22, ?23, ?24, ?25) ON CONFLICT (id) DO NOTHING"
+         ?22, ?23, ?24, ?25, ?26) ON CONFLICT (id) DO NOTHING"
     );
     let account = payment.payer.as_str();
     let asset = &payment.amount.asset;
@@ -138,6 +143,7 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         payment.holder.as_ref().map(InstanceId::as_str),
         Unsigned::from(payment.lease_until),
         serde_json::to_string(&*payment.credential)?,
+        credential_digest(&payment.credential),
     ])?;
     if inserted == 1 { Ok(()) } else { Err(StoreError::IdTaken(payment.id)) }
 }
@@ -260,7 +266,11 @@ pub(crate) fn exchange_offers(
         [route.as_str()],
         known_offer,
     )?;
-    for offer in current.iter().filter(|o| !known.iter().any(|k| k.offer == **o)) {
+    for (index, offer) in current.iter().enumerate() {
+        // A caller may name an offer twice; it is one offer all the same.
+        if known.iter().any(|k| k.offer == *offer) || current[..index].contains(offer) {
+            continue;
+        }
         let sql = "INSERT INTO offers (route, offer) VALUES (?1, ?2)";
         connection.prepare_cached(sql)?.execute(params![route.as_str(), serde_json::to_string(offer)?])?;
     }

@@ -6,7 +6,7 @@ use std::{borrow::Cow, error::Error, str::FromStr, sync::Arc};
 use farebox_core::{
     Amount, Answer, AnswerHeader, AssetId, Binding, BlockRef, Credential, Delivery, InstanceId, LaneKey, Network,
     Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RouteId, StoredTransaction, Timestamp, TransactionFate,
-    TransactionId,
+    TransactionId, X402Credential,
 };
 use rusqlite::{
     Row,
@@ -32,7 +32,7 @@ pub struct CorruptRow {
 /// In the order in which [`payment`] reads and [`bind_payment`] binds.
 pub(crate) const PAYMENT_COLUMNS: &str = "id, proof, state, reason, delivery, runs, rail, route, method, resource, \
      payer, payer_address, units, asset, network, pay_to, transaction_id, block_number, block_hash, valid_until, \
-     created_at, updated_at, holder, lease_until, credential";
+     created_at, updated_at, holder, lease_until, credential, digest";
 
 /// Reads a row of [`PAYMENT_COLUMNS`].
 pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
@@ -67,6 +67,8 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
     let holder = fields.optional::<String>("holder")?.map(InstanceId::new);
     let lease_until = Timestamp::from_unix_ms(fields.number("lease_until")?);
     let credential: Credential = fields.json("credential")?;
+    let digest = credential_digest(&recomputed(&credential));
+    fields.with("digest", |s| (s == digest).then_some(()))?;
     let credential = Arc::new(credential);
     let amount = Amount { units, asset };
     Ok(Payment {
@@ -120,6 +122,17 @@ fn block_hash(text: &str) -> Option<[u8; 32]> {
 
 pub(crate) fn block_hash_text(hash: &[u8; 32]) -> String {
     format!("0x{}", hex::encode(hash))
+}
+
+/// The credential with the digest that it ought to have: the one inside the JSON is only text.
+fn recomputed(credential: &Credential) -> Credential {
+    let Credential::X402(x402) = credential.clone();
+    Credential::X402(X402Credential::new(x402.version, x402.accepted, x402.authorization, x402.signature))
+}
+
+/// What a credential is found by.
+pub(crate) fn credential_digest(credential: &Credential) -> String {
+    hex::encode(credential.digest().as_bytes())
 }
 
 /// The lower-case address of a CAIP-10 account, for looking payers up.

@@ -41,9 +41,11 @@ CREATE TABLE payments (
     updated_at     INTEGER NOT NULL,
     holder         TEXT,
     lease_until    INTEGER NOT NULL,
-    credential     TEXT    NOT NULL
+    credential     TEXT    NOT NULL,
+    digest         TEXT    NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX payments_proof ON payments (proof) WHERE state <> 'void';
+CREATE INDEX payments_digest ON payments (digest) WHERE state <> 'void';
 CREATE INDEX payments_payer ON payments (payer_address, id);
 CREATE INDEX payments_transaction ON payments (transaction_id) WHERE transaction_id IS NOT NULL;
 CREATE INDEX payments_block ON payments (network, block_number, block_hash) WHERE state = 'settled';

@@ -4,8 +4,8 @@ use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
 use farebox_core::{
-    Answer, BlockRef, Claim, Claimed, InstanceId, LaneKey, Network, Offer, Payment, PaymentEvent, PaymentId, ProofId,
-    RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Answer, BlockRef, Claim, Claimed, CredentialDigest, InstanceId, LaneKey, Network, Offer, Payment, PaymentEvent,
+    PaymentId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     ports::{BoxError, Ledger, LedgerUnavailable, PaymentFilter, RecordError, TransactionStore},
 };
 use rusqlite::Connection;
@@ -51,8 +51,19 @@ impl SqliteLedger {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path, options: SqliteOptions, now: Timestamp) -> Result<Self, OpenError> {
+        Self::open_with(path, options, now, |_| Ok(()))
+    }
+
+    /// `prepare` has the writer's connection before anything else; tests make disks small with it.
+    pub(crate) fn open_with(
+        path: &Path,
+        options: SqliteOptions,
+        now: Timestamp,
+        prepare: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<Self, OpenError> {
         let exclusive = take(path)?;
         let mut connection = connect_writer(&exclusive.path)?;
+        prepare(&connection)?;
         let had = schema::migrate(&mut connection, schema::MIGRATIONS)?;
         if had != 0 && had != schema::MIGRATIONS.len() {
             tracing::info!(from = had, to = schema::MIGRATIONS.len(), "migrated the ledger");
@@ -116,9 +127,8 @@ fn at_open(error: StoreError) -> OpenError {
 
 #[async_trait]
 impl Ledger for SqliteLedger {
-    async fn find(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable> {
-        let proof = proof.clone();
-        self.read("look a proof up", move |c| query::find(c, &proof)).await
+    async fn find(&self, credential: CredentialDigest) -> Result<Option<Payment>, LedgerUnavailable> {
+        self.read("look a credential up", move |c| query::find(c, credential)).await
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerUnavailable> {

@@ -13,7 +13,7 @@ mod rail;
 pub use clock::ManualClock;
 pub use entropy::SeededEntropy;
 pub use memory::{Fault, MemoryLedger};
-pub use payer::{TEST_ASSET_DECIMALS, TestPayer, proof_of, test_asset, test_network};
+pub use payer::{TEST_ASSET_DECIMALS, TestPayer, proof_of, test_asset, test_claim, test_network};
 pub use rail::{Call, ScriptedRail, SettleStep, SettleWith};
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use farebox_core::{
-    Answer, BlockRef, Claim, Claimed, Contest, InstanceId, LaneKey, Network, Offer, Payment, PaymentEvent, PaymentId,
-    PaymentState, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Answer, BlockRef, Claim, Claimed, Contest, CredentialDigest, InstanceId, LaneKey, Network, Offer, Payment,
+    PaymentEvent, PaymentId, PaymentState, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate,
+    TransactionId,
     ports::{Ledger, LedgerUnavailable, PaymentFilter, RecordError, TransactionStore},
 };
 use parking_lot::Mutex;
@@ -133,8 +134,11 @@ impl MemoryLedger {
 
 #[async_trait]
 impl Ledger for MemoryLedger {
-    async fn find(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable> {
-        self.ask("look a proof up", |books| books.holding(proof).cloned())
+    async fn find(&self, credential: CredentialDigest) -> Result<Option<Payment>, LedgerUnavailable> {
+        self.ask("look a credential up", |books| {
+            let made = |p: &&Payment| p.digest() == credential && p.state != PaymentState::Void;
+            books.payments.values().find(made).cloned()
+        })
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerUnavailable> {

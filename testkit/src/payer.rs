@@ -1,8 +1,10 @@
 //! A payer whose credentials have the right form and a signature that only a [`crate::ScriptedRail`] believes.
 
+use std::{sync::Arc, time::Duration};
+
 use farebox_core::{
-    AcceptedTerms, AssetId, Credential, EchoedRequirement, EvmAddress, Network, Offer, Payer, ProofId, Timestamp,
-    TransferAuthorization, X402Credential, X402Version,
+    AcceptedTerms, Amount, AssetId, Binding, Claim, Credential, EchoedRequirement, EvmAddress, InstanceId, Network,
+    Offer, Payer, PaymentId, ProofId, RailName, RouteId, Timestamp, TransferAuthorization, X402Credential, X402Version,
 };
 
 /// Decimals of [`test_asset`].
@@ -74,4 +76,37 @@ pub fn proof_of(credential: &Credential, asset: &AssetId) -> ProofId {
     let token = asset.erc20_address().unwrap_or(EvmAddress([0; 20]));
     let nonce: String = x402.authorization.nonce.iter().map(|b| format!("{b:02x}")).collect();
     ProofId::new(format!("eip3009:{}:{token:x}:{:x}:0x{nonce}", asset.network(), x402.authorization.from))
+}
+
+/// The claim of payment `number`, of 0.01 USDC, held for 30 s. The same number makes the same proof and id.
+#[must_use]
+pub fn test_claim(number: u64, holder: InstanceId, now: Timestamp) -> Claim {
+    let offer = Offer {
+        rail: RailName::X402,
+        scheme: "exact".into(),
+        amount: Amount { units: 10_000, asset: test_asset() },
+        asset_on_wire: "0x5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c".into(),
+        pay_to: crate::ScriptedRail::PAY_TO.into(),
+        max_timeout_s: 60,
+        extra: serde_json::Map::from_iter([("name".to_owned(), "USDC".into()), ("version".to_owned(), "2".into())]),
+    };
+    let payer = TestPayer(1);
+    let valid_until = now.plus(Duration::from_secs(60));
+    let credential = payer.pay(&offer, number, valid_until);
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&number.to_be_bytes());
+    Claim {
+        id: PaymentId::new(now, random),
+        proof: proof_of(&credential, &test_asset()),
+        credential: Arc::new(credential),
+        rail: RailName::X402,
+        binding: Binding { route: RouteId::new("route"), method: "GET".into(), resource: "/v1/x".into() },
+        payer: payer.account(&test_network()),
+        amount: offer.amount,
+        pay_to: offer.pay_to,
+        valid_until,
+        holder,
+        lease: Duration::from_secs(30),
+        now,
+    }
 }

@@ -174,7 +174,7 @@ impl<'b, B: Books> Pair<'b, B> {
             told(ledger.last_nonce(&lane()).await),
         ];
         for proof in 0..PROOFS {
-            seen.push(told(ledger.find(&ClaimOf::first(proof, self.now).build().proof).await));
+            seen.push(told(ledger.find(ClaimOf::first(proof, self.now).build().credential.digest()).await));
         }
         for payment in self.model.payments() {
             seen.push(told(ledger.answer(payment.id, self.now).await));
