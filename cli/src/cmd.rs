@@ -5,6 +5,8 @@ mod check;
 #[cfg(test)]
 pub(crate) mod help;
 mod init;
+mod pay;
+mod payments;
 mod price;
 mod serve;
 
@@ -12,11 +14,18 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
 };
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{LoadError, mistake::Mistakes};
+use farebox_core::ports::Clock as _;
+
+use crate::{
+    config::{self, LoadError, mistake::Mistakes},
+    logging,
+    system::{self, OsEntropy, SystemClock},
+};
 
 /// Makes any HTTP API payable by the call, and any agent able to pay.
 #[derive(Debug, Parser)]
@@ -32,7 +41,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Globals {
     /// The config file
-    #[arg(long, short, global = true, value_name = "PATH", env = "FAREBOX_CONFIG", default_value = "farebox.toml")]
+    #[arg(long, global = true, value_name = "PATH", env = "FAREBOX_CONFIG", default_value = "farebox.toml")]
     pub(crate) config: PathBuf,
 }
 
@@ -46,6 +55,10 @@ enum Command {
     Check(check::Args),
     /// Say which route and price apply to a request
     Price(price::Args),
+    /// List or export the payments in the ledger
+    Payments(payments::PaymentsArgs),
+    /// Request a URL and pay for it if it asks to be paid
+    Pay(pay::PayArgs),
 }
 
 /// Runs the command.
@@ -59,6 +72,19 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init::run(&args, &globals),
         Command::Check(args) => check::run(&args, &globals),
         Command::Price(args) => price::run(&args, &globals),
+        Command::Payments(args) => {
+            let ledger = config::load(&globals.config)?.ledger;
+            payments::run(args, &ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Pay(args) => {
+            logging::start(&logging::QUIET)?;
+            let context = pay::PayContext {
+                clock: Arc::new(SystemClock),
+                entropy: Arc::new(OsEntropy),
+                environment: system::environment,
+            };
+            serve::runtime()?.block_on(Box::pin(pay::run(args, context)))
+        }
     }
 }
 

@@ -18,12 +18,12 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+pub(crate) use self::resolve::{Chain, Config, PaidRoute, Route};
 use self::{
     literal::FileLiteral,
     mistake::{Mistake, Mistakes},
     read::{At, Literal, Notes},
 };
-pub(crate) use self::resolve::{Chain, Config, PaidRoute, Route};
 
 /// The longest config that is read.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;

@@ -20,9 +20,9 @@ pub(crate) const QUIET: Log = Log { format: LogFormat::Pretty, level: tracing::L
 /// `FAREBOX_LOG` cannot be read.
 pub(crate) fn start(log: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::from_level(log.level).into());
-    let filter = filter
-        .parse(system::environment(LEVEL_VARIABLE).unwrap_or_default())
-        .with_context(|| format!("the environment variable {LEVEL_VARIABLE} holds no log filter such as info,farebox_evm=debug"))?;
+    let filter = filter.parse(system::environment(LEVEL_VARIABLE).unwrap_or_default()).with_context(|| {
+        format!("the environment variable {LEVEL_VARIABLE} holds no log filter such as info,farebox_evm=debug")
+    })?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match log.format {
         LogFormat::Pretty => {

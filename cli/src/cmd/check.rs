@@ -1,5 +1,64 @@
-//! x
+//! `farebox check`: the config first, then the world it speaks of.
+
+mod finding;
+mod world;
+
 use std::process::ExitCode;
+
+use self::finding::{Findings, Outcome};
+use super::{Globals, print, serve::runtime};
+use crate::{
+    config::{self, LoadError, mistake::Mistakes},
+    logging, system,
+};
+
+/// Validate the config, then ask the chains, the ledger, the upstreams and the gateway itself.
+///
+/// Sends no transaction and signs nothing. Exit code 1 if anything fails; warnings alone are 0.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_: &Args, _: &super::Globals) -> anyhow::Result<ExitCode> { Ok(ExitCode::SUCCESS) }
+pub(crate) struct Args {
+    /// Validate the config and its secrets, and ask nobody
+    #[arg(long)]
+    offline: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints one line a finding.
+///
+/// # Errors
+/// The config is not there, or standard output is closed.
+pub(crate) fn run(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    logging::start(&logging::QUIET)?;
+    let mut findings = Findings::default();
+    if let Err(mistakes) = look(args, globals, &mut findings)? {
+        // In text they are told as every command tells them, with the lines they stand on.
+        if !args.json {
+            return Err(mistakes.into());
+        }
+        findings.mistakes(&mistakes);
+    }
+    print(&if args.json { findings.json()? } else { findings.to_string() })?;
+    Ok(if findings.worst() == Outcome::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn look(args: &Args, globals: &Globals, findings: &mut Findings) -> anyhow::Result<Result<(), Mistakes>> {
+    let config = match config::load(&globals.config) {
+        Ok(config) => config,
+        Err(LoadError::Mistakes(mistakes)) => return Ok(Err(mistakes)),
+        Err(other) => return Err(other.into()),
+    };
+    let chains = match config.chains_with_secrets(&system::environment) {
+        Ok(chains) => chains,
+        Err(mistakes) => return Ok(Err(mistakes)),
+    };
+    let path = globals.config.display();
+    let (routes, networks) = (config.routes.len(), config.chains.len());
+    findings.pass("config", path.to_string(), format!("{routes} routes and {networks} chains; every secret is there"));
+    world::worth(&config, findings);
+    if !args.offline {
+        runtime()?.block_on(Box::pin(world::ask(&config, chains, findings)));
+    }
+    Ok(Ok(()))
+}

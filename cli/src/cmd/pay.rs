@@ -2,6 +2,8 @@
 
 mod output;
 mod request;
+#[cfg(test)]
+mod tests;
 mod wallet;
 
 use std::{

@@ -58,7 +58,9 @@ enum Verdict {
     /// 404.
     NoRoute,
     /// 400.
-    AmbiguousPath { reason: String },
+    AmbiguousPath {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Serialize)]

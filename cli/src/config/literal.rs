@@ -13,7 +13,8 @@ use super::{
     },
     secret::{RpcTemplate, SecretRef},
     values::{
-        AssetLiteral, Bytes, Count, FilePath, Gwei, LogFormat, Many, Match, Millis, NativeCoins, OneOrMany, PayTo, PublicUrl, Tables,
+        AssetLiteral, Bytes, Count, FilePath, Gwei, LogFormat, Many, Match, Millis, NativeCoins, OneOrMany, PayTo,
+        PublicUrl, Tables,
     },
 };
 
@@ -39,6 +40,10 @@ keys! {
         "upstream" upstream: UpstreamLiteral, Default("{}");
         /// What is kept of delivered answers, for payers who lost them.
         "replay" replay: ReplayLiteral, Default("{}");
+        /// How long requests with credentials wait, and claims last.
+        "admission" admission: AdmissionLiteral, Default("{}");
+        /// How payments in doubt are looked into.
+        "reconciler" reconciler: ReconcilerLiteral, Default("{}");
         /// What is logged, to standard error.
         "log" log: LogLiteral, Default("{}");
         /// Networks to be paid on; at least one if a route has a price.
@@ -115,6 +120,30 @@ keys! {
         "body_bytes_max" body_bytes_max: Bytes<0, 16_777_216>, Default("\"64KiB\"");
         /// How long it is kept.
         "keep_for" keep_for: Millis<1_000, 604_800_000>, Default("\"10m\"");
+    }
+}
+
+keys! {
+    /// How long requests with credentials wait, and claims last.
+    AdmissionLiteral = "[admission]" {
+        /// How long a request waits for the outcome of another with the same credential.
+        "busy_wait" busy_wait: Timeout, Default("\"10s\"");
+        /// How long a claim is held without a sign of life from who holds it. Longer than any upstream and settlement together.
+        "lease" lease: Millis<10_000, 86_400_000>, Default("\"10m\"");
+        /// How long the body of an answer that is small enough to be kept may take; after that the payment is not charged.
+        "answer_timeout" answer_timeout: Timeout, Default("\"60s\"");
+    }
+}
+
+keys! {
+    /// How payments in doubt are looked into, until the chain has said what became of each.
+    ReconcilerLiteral = "[reconciler]" {
+        /// The pause between two rounds.
+        "interval" interval: Millis<100, 3_600_000>, Default("\"2s\"");
+        /// The most payments of each kind that one round looks at.
+        "batch" batch: Count<1, 10_000>, Default("256");
+        /// How long one question to a chain may take.
+        "question_timeout" question_timeout: Millis<1_000, 600_000>, Default("\"20s\"");
     }
 }
 

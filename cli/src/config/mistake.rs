@@ -40,15 +40,19 @@ impl Mistakes {
         Self { path, text, list }
     }
 
+    /// Such as `farebox.toml:14:1, route[1].price`.
+    pub(crate) fn place(&self, mistake: &Mistake) -> String {
+        let place = Place::of(&self.text, &mistake.span);
+        let key = if mistake.key.is_empty() { String::new() } else { format!(", {}", mistake.key) };
+        format!("{}:{}:{}{key}", self.path.display(), place.line, place.column)
+    }
+
     fn show(&self, f: &mut fmt::Formatter<'_>, mistake: &Mistake) -> fmt::Result {
         let place = Place::of(&self.text, &mistake.span);
         let gutter = " ".repeat(place.line.to_string().len());
         writeln!(f, "error: {}", mistake.what)?;
-        write!(f, "{gutter}--> {}:{}:{}", self.path.display(), place.line, place.column)?;
-        if !mistake.key.is_empty() {
-            write!(f, ", {}", mistake.key)?;
-        }
-        writeln!(f, "\n{gutter} |\n{} | {}", place.line, place.shown)?;
+        writeln!(f, "{gutter}--> {}", self.place(mistake))?;
+        writeln!(f, "{gutter} |\n{} | {}", place.line, place.shown)?;
         writeln!(f, "{gutter} | {}{}", " ".repeat(place.indent), "^".repeat(place.carets))?;
         if let Some(hint) = &mistake.hint {
             writeln!(f, "{gutter} = {hint}")?;
@@ -209,7 +213,10 @@ mod tests {
                 "relayer = { keystore = \"******\", pasword = \"*******\" }".to_owned(),
             ),
             ("relayer = { key = \"${KEY}\" }".to_owned(), "relayer = { key = \"${KEY}\" }".to_owned()),
-            ("upstream = \"http://127.0.0.1:9000/base\"".to_owned(), "upstream = \"http://127.0.0.1:9000/base\"".to_owned()),
+            (
+                "upstream = \"http://127.0.0.1:9000/base\"".to_owned(),
+                "upstream = \"http://127.0.0.1:9000/base\"".to_owned(),
+            ),
         ] {
             assert_eq!(mask(&line), shown);
         }

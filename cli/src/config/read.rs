@@ -44,7 +44,12 @@ impl Notes {
     }
 
     /// Notes a mistake; always `None`, so that a reader can end with it.
-    pub(crate) fn wrong<T>(&mut self, span: Range<usize>, key: impl Into<String>, what: impl Into<String>) -> Option<T> {
+    pub(crate) fn wrong<T>(
+        &mut self,
+        span: Range<usize>,
+        key: impl Into<String>,
+        what: impl Into<String>,
+    ) -> Option<T> {
         self.list.push(Mistake { span, key: key.into(), what: what.into(), hint: None });
         None
     }
@@ -114,6 +119,7 @@ pub(crate) enum Absent {
 }
 
 /// A key of a table, as the reference page tells it.
+#[cfg(test)]
 #[derive(Debug)]
 pub(crate) struct KeyInfo {
     pub(crate) name: &'static str,
@@ -128,9 +134,11 @@ pub(crate) trait Keys: Literal {
     const TITLE: &'static str;
 
     /// What the table is for.
+    #[cfg(test)]
     fn about() -> String;
 
     /// Its keys, in the order of the reference page.
+    #[cfg(test)]
     fn keys() -> Vec<KeyInfo>;
 }
 
@@ -145,8 +153,6 @@ macro_rules! keys {
         $(#[doc = $about])+
         #[derive(Clone, Debug)]
         pub(crate) struct $table {
-            /// Where the table stands.
-            pub(crate) span: std::ops::Range<usize>,
             $( $(#[doc = $doc])+ pub(crate) $field: Option<$crate::config::read::Located<$type>>, )+
         }
 
@@ -163,7 +169,6 @@ macro_rules! keys {
                 let table = $crate::config::read::table_of::<Self>(value, at, notes)?;
                 $crate::config::read::refuse_unknown(table, $title, &[$($key),+], at, notes);
                 Some(Self {
-                    span: value.span(),
                     $( $field: $crate::config::read::field::<$type>(table, value.span(), $key, $absent, $title, at, notes), )+
                 })
             }
@@ -172,10 +177,12 @@ macro_rules! keys {
         impl $crate::config::read::Keys for $table {
             const TITLE: &'static str = $title;
 
+            #[cfg(test)]
             fn about() -> String {
                 concat!($($about),+).trim().to_owned()
             }
 
+            #[cfg(test)]
             fn keys() -> Vec<$crate::config::read::KeyInfo> {
                 vec![$( $crate::config::read::KeyInfo {
                     name: $key,

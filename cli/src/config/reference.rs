@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::{
     literal::{
-        ChainLiteral, FileLiteral, LogLiteral, RelayerLiteral, ReplayLiteral, RouteLiteral, ServerLiteral, TlsLiteral,
-        UpstreamLiteral,
+        AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral, ReplayLiteral,
+        RouteLiteral, ServerLiteral, TlsLiteral, UpstreamLiteral,
     },
     read::{Absent, Keys},
     values::TokenLiteral,
@@ -47,6 +47,8 @@ fn page() -> String {
     section::<ServerLiteral>(&mut page);
     section::<UpstreamLiteral>(&mut page);
     section::<ReplayLiteral>(&mut page);
+    section::<AdmissionLiteral>(&mut page);
+    section::<ReconcilerLiteral>(&mut page);
     section::<LogLiteral>(&mut page);
     section::<ChainLiteral>(&mut page);
     section::<TokenLiteral>(&mut page);
@@ -88,6 +90,8 @@ fn every_default_can_be_read() {
     check::<ServerLiteral>();
     check::<UpstreamLiteral>();
     check::<ReplayLiteral>();
+    check::<AdmissionLiteral>();
+    check::<ReconcilerLiteral>();
     check::<LogLiteral>();
     check::<ChainLiteral>();
     check::<TokenLiteral>();

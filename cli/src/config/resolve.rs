@@ -9,23 +9,23 @@ use std::{
 };
 
 use farebox_core::{Access, Network, Price, RailName, RouteId, SettleWhen, Untrusted};
-use farebox_evm::{
-    AssetConfig, ChainConfig, ChainLimits, EvmKey, KNOWN_ASSETS, Pegged, RpcUrl, is_test_network,
+use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmKey, KNOWN_ASSETS, Pegged, RpcUrl, is_test_network};
+use farebox_gateway::{
+    AdmissionLimits, Limits, ReconcilerLimits, RouteTable, RouteTableError, TlsFiles, UpstreamConfig, UpstreamUrl,
 };
-use farebox_gateway::{Limits, RouteTable, RouteTableError, TlsFiles, UpstreamConfig, UpstreamUrl};
 use ipnet::IpNet;
 use toml::Spanned;
 use url::Url;
 
 use super::{
     literal::{
-        ChainLiteral, FileLiteral, LogLiteral, RelayerLiteral, ReplayLiteral, RouteLiteral, ServerLiteral, Timeout,
-        TlsLiteral, UpstreamLiteral,
+        AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral, ReplayLiteral,
+        RouteLiteral, ServerLiteral, Timeout, TlsLiteral, UpstreamLiteral,
     },
     mistake::Mistakes,
     read::{Located, Notes},
     secret::{Environment, RpcTemplate, SecretRef},
-    values::{AssetLiteral, FilePath, LogFormat, Match, PayTo, Symbol},
+    values::{AssetLiteral, FilePath, LogFormat, Match, PayTo, Symbol, ms_text},
 };
 
 /// A config without mistakes. Paths are absolute or relative to where the process started.
@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) workers: Option<usize>,
     pub(crate) limits: Limits,
     pub(crate) replay: Replay,
+    pub(crate) admission: AdmissionLimits,
+    pub(crate) reconciler: ReconcilerLimits,
     pub(crate) log: Log,
     pub(crate) chains: Vec<Chain>,
     pub(crate) routes: Vec<Route>,
@@ -166,12 +168,13 @@ fn with_secrets(
     let key = |name: &str| format!("chain[{index}].{name}");
     let mut noted =
         |fetched: Result<_, String>, span| fetched.map_or_else(|why| notes.wrong(span, key("rpc"), why), Some);
-    let rpc: Vec<Option<RpcUrl>> =
-        chain.rpc.iter().map(|rpc| noted(rpc.get_ref().fetch(env), rpc.span())).collect();
+    let rpc: Vec<Option<RpcUrl>> = chain.rpc.iter().map(|rpc| noted(rpc.get_ref().fetch(env), rpc.span())).collect();
     let pay_to = chain.pay_to.get_ref().fetch(env);
     let pay_to = pay_to.map_or_else(|why| notes.wrong(chain.pay_to.span(), key("pay_to"), why), Some);
-    let relayer = relayer_key(chain.relayer.get_ref(), dir, env)
-        .map_or_else(|(span, why)| notes.wrong(span.unwrap_or_else(|| chain.relayer.span()), key("relayer"), why), Some);
+    let relayer = relayer_key(chain.relayer.get_ref(), dir, env).map_or_else(
+        |(span, why)| notes.wrong(span.unwrap_or_else(|| chain.relayer.span()), key("relayer"), why),
+        Some,
+    );
     Some(ChainConfig {
         network: chain.network.clone(),
         rpc: rpc.into_iter().collect::<Option<_>>()?,
@@ -185,14 +188,14 @@ fn with_secrets(
 
 /// The key, or why there is none, with the place of the reference to blame if it is not the relayer as a whole.
 fn relayer_key(relayer: &Relayer, dir: &Path, env: Environment<'_>) -> Result<EvmKey, (Option<Range<usize>>, String)> {
-    let fetch = |secret: &Located<SecretRef>| {
-        secret.get_ref().fetch(dir, env).map_err(|why| (Some(secret.span()), why))
-    };
+    let fetch =
+        |secret: &Located<SecretRef>| secret.get_ref().fetch(dir, env).map_err(|why| (Some(secret.span()), why));
     match relayer {
         Relayer::Key(reference) => EvmKey::from_hex(&fetch(reference)?)
             .map_err(|error| (Some(reference.span()), format!("{}: {error}", reference.get_ref()))),
-        Relayer::Keystore { path, password } => EvmKey::from_keystore(path, &fetch(password)?)
-            .map_err(|error| (None, error.to_string())),
+        Relayer::Keystore { path, password } => {
+            EvmKey::from_keystore(path, &fetch(password)?).map_err(|error| (None, error.to_string()))
+        }
     }
 }
 
@@ -214,6 +217,14 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
     if let (Some(chains), Some(routes)) = (&chains, &routes) {
         note_unpayable(chains, routes, notes);
     }
+    let admission = value(file.admission).and_then(|literal| {
+        let span = literal.lease.as_ref()?.span();
+        let limits = resolve_admission(literal)?;
+        if let (Some(chains), Some(routes)) = (&chains, &routes) {
+            note_short_lease(&limits, span, chains, routes, notes);
+        }
+        Some(limits)
+    });
     let listen = listen(value(file.listen).map(|many| many.0), notes);
     Some(Config {
         source: Source { path: path.to_owned(), text: text.to_owned() },
@@ -228,6 +239,8 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
         workers: server.as_ref()?.workers.as_ref().and_then(|count| usize::try_from(count.get_ref().0).ok()),
         limits: resolve_limits(server?)?,
         replay: resolve_replay(value(file.replay)?)?,
+        admission: admission?,
+        reconciler: resolve_reconciler(value(file.reconciler)?)?,
         log: resolve_log(value(file.log)?)?,
         chains: chains?,
         routes: routes?,
@@ -272,6 +285,49 @@ fn resolve_replay(replay: ReplayLiteral) -> Option<Replay> {
     Some(Replay { body_bytes_max: value(replay.body_bytes_max)?.0, keep_for: value(replay.keep_for)?.0 })
 }
 
+fn resolve_admission(admission: AdmissionLiteral) -> Option<AdmissionLimits> {
+    Some(AdmissionLimits {
+        busy_wait: value(admission.busy_wait)?.0,
+        lease: value(admission.lease)?.0,
+        answer_timeout: value(admission.answer_timeout)?.0,
+    })
+}
+
+fn resolve_reconciler(reconciler: ReconcilerLiteral) -> Option<ReconcilerLimits> {
+    Some(ReconcilerLimits {
+        interval: value(reconciler.interval)?.0,
+        batch: u32::try_from(value(reconciler.batch)?.0).ok()?,
+        question_timeout: value(reconciler.question_timeout)?.0,
+    })
+}
+
+/// A claim whose lease ends while its request still runs could be claimed by somebody else in the meantime.
+fn note_short_lease(
+    limits: &AdmissionLimits,
+    span: Range<usize>,
+    chains: &[Chain],
+    routes: &[Route],
+    notes: &mut Notes,
+) {
+    let paid = routes.iter().filter(|route| route.paid.is_some());
+    let upstream = paid.map(|route| route.upstream.connect_timeout + route.upstream.response_timeout).max();
+    let settle = chains.iter().map(|chain| chain.limits.settle_timeout + chain.limits.lane_wait).max();
+    let (Some(upstream), Some(settle)) = (upstream, settle) else { return };
+    let longest = upstream + limits.answer_timeout + settle;
+    if limits.lease <= longest {
+        let what = format!(
+            "a lease of {} may end before its request does: connect, response, answer and settle timeouts add up to {}",
+            duration_text(limits.lease),
+            duration_text(longest)
+        );
+        notes.wrong::<()>(span, "admission.lease", what);
+    }
+}
+
+fn duration_text(duration: Duration) -> String {
+    ms_text(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
 fn resolve_log(log: LogLiteral) -> Option<Log> {
     Some(Log { format: value(log.format)?, level: value(log.level)? })
 }
@@ -284,7 +340,7 @@ fn chains(
     let tables = tables?.0;
     let mut networks: HashMap<Network, usize> = HashMap::new();
     for (index, chain) in tables.iter().enumerate() {
-        let Some(network) = &chain.network else { continue };
+        let Some(network) = &chain.get_ref().network else { continue };
         if let Some(first) = networks.insert(network.get_ref().clone(), index) {
             let what = format!("the network {} stands here twice; chain[{first}] has it", network.get_ref());
             notes.wrong::<()>(network.span(), format!("chain[{index}].network"), what);
@@ -295,16 +351,17 @@ fn chains(
     resolved.into_iter().collect()
 }
 
-fn resolve_chain(index: usize, chain: ChainLiteral, dir: &Path, notes: &mut Notes) -> Option<Chain> {
+fn resolve_chain(index: usize, chain: Located<ChainLiteral>, dir: &Path, notes: &mut Notes) -> Option<Chain> {
+    let (span, chain) = (chain.span(), chain.into_inner());
     let network = value(chain.network);
     let assets = match (&network, value(chain.assets)) {
         (Some(network), Some(list)) => assets(index, network, list.0, notes),
         _ => None,
     };
     let relayer_span = chain.relayer.as_ref().map(Spanned::span);
-    let relayer = value(chain.relayer).and_then(|relayer| resolve_relayer(index, relayer, dir, notes));
+    let relayer = chain.relayer.and_then(|relayer| resolve_relayer(index, relayer, dir, notes));
     Some(Chain {
-        span: chain.span,
+        span,
         network: network?,
         rpc: value(chain.rpc)?.0,
         assets: assets?,
@@ -341,43 +398,54 @@ fn assets(
         let (span, key) = (literal.span(), format!("chain[{chain}].assets[{index}]"));
         let asset = match literal.into_inner() {
             AssetLiteral::Known(symbol) => known_asset(network, &symbol, span.clone(), &key, notes),
-            AssetLiteral::Token(token) => token.address.zip(token.symbol).zip(token.dollar).map(|((a, s), d)| AssetConfig {
-                address: a.into_inner().0,
-                symbol: s.into_inner().0,
-                pegged: if d.into_inner() { Pegged::UsDollar } else { Pegged::No },
-            }),
+            AssetLiteral::Token(token) => {
+                token.address.zip(token.symbol).zip(token.dollar).map(|((a, s), d)| AssetConfig {
+                    address: a.into_inner().0,
+                    symbol: s.into_inner().0,
+                    pegged: if d.into_inner() { Pegged::UsDollar } else { Pegged::No },
+                })
+            }
         };
         let Some(asset) = asset else {
             complete = false;
             continue;
         };
         if resolved.iter().any(|other| other.address == asset.address || other.symbol == asset.symbol) {
-            notes.wrong::<()>(span, key, format!("the token {} stands here twice, by symbol or by address", asset.symbol));
+            notes.wrong::<()>(
+                span,
+                key,
+                format!("the token {} stands here twice, by symbol or by address", asset.symbol),
+            );
         }
         resolved.push(asset);
     }
     complete.then_some(resolved)
 }
 
-fn known_asset(network: &Network, symbol: &Symbol, span: Range<usize>, key: &str, notes: &mut Notes) -> Option<AssetConfig> {
+fn known_asset(
+    network: &Network,
+    symbol: &Symbol,
+    span: Range<usize>,
+    key: &str,
+    notes: &mut Notes,
+) -> Option<AssetConfig> {
     let known = farebox_evm::known_asset(network, &symbol.0);
     // The table's addresses are tested where it stands.
     if let Some(address) = known.and_then(|known| known.address.parse().ok()) {
         return Some(AssetConfig { address, symbol: symbol.0.clone(), pegged: Pegged::UsDollar });
     }
-    let there: Vec<&str> = KNOWN_ASSETS
-        .iter()
-        .filter(|known| known.network == network.as_str())
-        .map(|known| known.symbol)
-        .collect();
+    let there: Vec<&str> =
+        KNOWN_ASSETS.iter().filter(|known| known.network == network.as_str()).map(|known| known.symbol).collect();
     let what = format!("no token called {} is known on {network}", Untrusted::new(symbol.0.as_str()));
-    let hint = "write { address = \"0x..\", symbol = \"..\", dollar = true }, dollar only if one token is one US dollar";
+    let hint =
+        "write { address = \"0x..\", symbol = \"..\", dollar = true }, dollar only if one token is one US dollar";
     let hint = if there.is_empty() { hint.to_owned() } else { format!("known there: {}; or {hint}", there.join(", ")) };
     notes.wrong_hint(span, key, what, hint)
 }
 
-fn resolve_relayer(chain: usize, relayer: RelayerLiteral, dir: &Path, notes: &mut Notes) -> Option<Relayer> {
+fn resolve_relayer(chain: usize, relayer: Located<RelayerLiteral>, dir: &Path, notes: &mut Notes) -> Option<Relayer> {
     let at = format!("chain[{chain}].relayer");
+    let (span, relayer) = (relayer.span(), relayer.into_inner());
     match (relayer.key, relayer.keystore, relayer.password) {
         (Some(key), None, None) => Some(Relayer::Key(key)),
         (None, Some(keystore), Some(password)) => {
@@ -385,7 +453,7 @@ fn resolve_relayer(chain: usize, relayer: RelayerLiteral, dir: &Path, notes: &mu
             Some(Relayer::Keystore { path: dir.join(path), password })
         }
         (None, Some(_), None) if !notes.told(&format!("{at}.password")) => notes.wrong_hint(
-            relayer.span,
+            span,
             at,
             "a keystore needs its password",
             "write { keystore = \"relayer.json\", password = \"${FAREBOX_RELAYER_PASSWORD}\" }",
@@ -393,7 +461,7 @@ fn resolve_relayer(chain: usize, relayer: RelayerLiteral, dir: &Path, notes: &mu
         // A wrong one of them leaves a hole here.
         _ if ["key", "keystore", "password"].iter().any(|key| notes.told(&format!("{at}.{key}"))) => None,
         _ => notes.wrong_hint(
-            relayer.span,
+            span,
             at,
             "expected either a key, or a keystore and its password",
             "write { key = \"${FAREBOX_RELAYER_KEY}\" }",
@@ -416,7 +484,7 @@ fn routes(
         .into_iter()
         .enumerate()
         .map(|(index, route)| {
-            note_second_id(index, &route, &mut ids, notes);
+            note_second_id(index, route.get_ref(), &mut ids, notes);
             resolve_route(index, route, upstream, dir, notes)
         })
         .collect();
@@ -437,11 +505,12 @@ fn note_second_id(index: usize, route: &RouteLiteral, ids: &mut HashMap<String, 
 
 fn resolve_route(
     index: usize,
-    route: RouteLiteral,
+    route: Located<RouteLiteral>,
     upstream: Option<&UpstreamLiteral>,
     dir: &Path,
     notes: &mut Notes,
 ) -> Option<Route> {
+    let (span, route) = (route.span(), route.into_inner());
     let is_free = route.free.as_ref().is_some_and(|free| *free.get_ref());
     let paid = match (&route.price, is_free) {
         (Some(price), true) => {
@@ -453,7 +522,7 @@ fn resolve_route(
         // A price that could not be read, or its key.
         (None, false) if notes.told(&format!("route[{index}].price")) => None,
         (None, false) => notes.wrong_hint(
-            route.span.clone(),
+            span,
             format!("route[{index}]"),
             "this route has no price and does not say that it is free",
             "add price = \"$0.01\", or free = true",
@@ -524,8 +593,16 @@ fn note_conflicts(routes: &[Route], notes: &mut Notes) {
         else {
             return;
         };
-        let what = format!("this route matches what the route {} matches, and neither is more specific", Untrusted::new(first.as_str()));
-        notes.wrong_hint::<()>(routes[index].span.clone(), format!("route[{index}].match"), what, "remove one, or change its `match`");
+        let what = format!(
+            "this route matches what the route {} matches, and neither is more specific",
+            Untrusted::new(first.as_str())
+        );
+        notes.wrong_hint::<()>(
+            routes[index].span.clone(),
+            format!("route[{index}].match"),
+            what,
+            "remove one, or change its `match`",
+        );
         left.remove(at);
     }
 }
@@ -555,7 +632,8 @@ fn why_unpayable(chains: &[Chain], price: &Price) -> Option<String> {
     }
     match price {
         Price::Usd(_) => {
-            let lacking = chains.iter().find(|chain| !chain.assets.iter().any(|asset| asset.pegged == Pegged::UsDollar))?;
+            let lacking =
+                chains.iter().find(|chain| !chain.assets.iter().any(|asset| asset.pegged == Pegged::UsDollar))?;
             Some(format!(
                 "the chain {} has no dollar token to charge {price} in; its assets need one with dollar = true",
                 lacking.network

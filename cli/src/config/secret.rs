@@ -38,7 +38,8 @@ impl Literal for SecretRef {
             _ => {
                 // Never said what was found: it may well be the secret.
                 let what = if looks_like_private_key(text) {
-                    "a private key stands in the config file, where whoever reads the file can take the money".to_owned()
+                    "a private key stands in the config file, where whoever reads the file can take the money"
+                        .to_owned()
                 } else {
                     "a secret is never written into the config file itself".to_owned()
                 };
@@ -192,7 +193,10 @@ mod tests {
     #[test]
     fn rpc_urls_take_variables_and_hide_themselves() {
         let url: RpcTemplate = read_fragment("\"https://base.example/v2/${KEY}?x=${X_1}\"").unwrap();
-        assert_eq!(url.fetch(&|name| Some(name.to_lowercase())).unwrap(), RpcUrl::parse("https://base.example/v2/key?x=x_1").unwrap());
+        assert_eq!(
+            url.fetch(&|name| Some(name.to_lowercase())).unwrap(),
+            RpcUrl::parse("https://base.example/v2/key?x=x_1").unwrap()
+        );
         assert_eq!(url.fetch(&|_| None).unwrap_err(), "the environment variable KEY is not set");
         assert_eq!(format!("{url:?}"), "RpcTemplate(..)");
         assert!(read_fragment::<RpcTemplate>("\"${URL}\"").unwrap().fetch(&|_| Some("ftp://a".to_owned())).is_err());

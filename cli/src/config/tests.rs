@@ -112,6 +112,7 @@ mistakes! {
     a_rail_that_does_not_exist_is_refused: told_of("price", "rails = [\"l402\"]\nprice");
     an_address_to_listen_on_needs_a_port: told(&format!("listen = \"127.0.0.1\"\n{CHAIN}{ROUTE}"));
     an_address_to_listen_on_stands_once: told(&format!("listen = [\"[::1]:1\", \"[::1]:1\"]\n{CHAIN}{ROUTE}"));
+    a_lease_shorter_than_its_request_is_refused: told_of("price", "response_timeout = \"9m\"\nprice");
     tls_needs_a_key: told(&format!("tls = {{ cert = \"cert.pem\" }}\n{CHAIN}{ROUTE}"));
     every_mistake_is_told_in_one_run_in_the_order_of_the_file: told(
         &format!("lisen = 1\n{CHAIN}{ROUTE}").replace("rpc", "rcp").replace("$0.01", "$0,01").replace("GET", "get"),
@@ -136,12 +137,16 @@ fn defaults_are_those_of_the_parts() {
     assert_eq!(debug(&config.chains[0].limits), debug(&farebox_evm::ChainLimits::default()));
     let upstream = farebox_gateway::UpstreamConfig::new("http://127.0.0.1:9000".parse().unwrap());
     assert_eq!(debug(&config.routes[0].upstream), debug(&upstream));
+    assert_eq!(debug(&config.admission), debug(&farebox_gateway::AdmissionLimits::default()));
+    assert_eq!(debug(&config.reconciler), debug(&farebox_gateway::ReconcilerLimits::default()));
     assert_eq!(config.replay.body_bytes_max, farebox_gateway::ReplayLimits::default().body_bytes_max as u64);
 }
 
 #[test]
 fn a_route_overrides_what_the_upstreams_share() {
-    let text = format!("upstream = {{ idle_timeout = \"7s\", connect_timeout = \"2s\" }}\n{CHAIN}{ROUTE}idle_timeout = \"9s\"\n");
+    let text = format!(
+        "upstream = {{ idle_timeout = \"7s\", connect_timeout = \"2s\" }}\n{CHAIN}{ROUTE}idle_timeout = \"9s\"\n"
+    );
     let config = parse(Path::new("farebox.toml"), &text).unwrap();
     let upstream = &config.routes[0].upstream;
     assert_eq!((upstream.idle_timeout.as_secs(), upstream.connect_timeout.as_secs()), (9, 2));
@@ -152,7 +157,8 @@ fn secrets_are_fetched_from_the_environment_and_from_files() {
     let dir = tempfile::tempdir().unwrap();
     let key = "11".repeat(32);
     std::fs::write(dir.path().join("relayer.key"), format!("0x{key}\n")).unwrap();
-    let text = format!("{CHAIN}{ROUTE}").replace("8545", "${PORT}").replace("${FAREBOX_RELAYER_KEY}", "file:relayer.key");
+    let text =
+        format!("{CHAIN}{ROUTE}").replace("8545", "${PORT}").replace("${FAREBOX_RELAYER_KEY}", "file:relayer.key");
     let config = parse(&dir.path().join("farebox.toml"), &text).unwrap();
     let chains = config.chains_with_secrets(&|name| (name == "PORT").then(|| "8546".to_owned())).unwrap();
     assert_eq!(chains[0].rpc[0].to_string(), "http://127.0.0.1:8546");
@@ -163,7 +169,8 @@ fn secrets_are_fetched_from_the_environment_and_from_files() {
 fn neither_messages_nor_debug_print_what_is_secret() {
     let secret = "5eCr3t5eCr3t5eCr3t5eCr3t";
     let rpc = format!("http://127.0.0.1:8545/v2/{secret}");
-    let config = parse(Path::new("farebox.toml"), &format!("{CHAIN}{ROUTE}").replace("http://127.0.0.1:8545", &rpc)).unwrap();
+    let config =
+        parse(Path::new("farebox.toml"), &format!("{CHAIN}{ROUTE}").replace("http://127.0.0.1:8545", &rpc)).unwrap();
     assert!(!format!("{config:?}").contains(secret));
     for broken in ["rcp", "rpc = 1\nrpc", "[rpc"] {
         let told = told_of("rpc = [\"http://127.0.0.1:8545\"]", &format!("{broken} = [\"{rpc}\"]"));
@@ -174,9 +181,41 @@ fn neither_messages_nor_debug_print_what_is_secret() {
 /// Lines of configs, good and bad, and pieces of them.
 fn any_line() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "[[route]]", "[[chain]]", "[server]", "match", "price", "relayer", "listen", "assets", "rpc", "free", " = ", ".", ",",
-        "\"$0.01\"", "\"GET /x\"", "\"${A}\"", "${", "[", "]", "{", "}", "\"", "'''", "true", "1e999", "-0", "0x", "\u{feff}", "é",
-        "\t", "\r", "#", "1979-05-27", "inf", "\\u0000",
+        "[[route]]",
+        "[[chain]]",
+        "[server]",
+        "match",
+        "price",
+        "relayer",
+        "listen",
+        "assets",
+        "rpc",
+        "free",
+        " = ",
+        ".",
+        ",",
+        "\"$0.01\"",
+        "\"GET /x\"",
+        "\"${A}\"",
+        "${",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\"",
+        "'''",
+        "true",
+        "1e999",
+        "-0",
+        "0x",
+        "\u{feff}",
+        "é",
+        "\t",
+        "\r",
+        "#",
+        "1979-05-27",
+        "inf",
+        "\\u0000",
     ]);
     prop_oneof![
         2 => prop::sample::select(format!("{CHAIN}{ROUTE}").lines().map(str::to_owned).collect::<Vec<_>>()),

@@ -39,11 +39,9 @@ impl Literal for bool {
     fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {
         match value.get_ref().as_bool() {
             Some(read) => Some(read),
-            None => notes.wrong(
-                value.span(),
-                at.path(),
-                format!("expected {}, found {}", Self::expected(), found(value)),
-            ),
+            None => {
+                notes.wrong(value.span(), at.path(), format!("expected {}, found {}", Self::expected(), found(value)))
+            }
         }
     }
 }
@@ -320,10 +318,14 @@ parsed!(PublicUrl, "an http or https URL without user, query and fragment, such 
     let plain = plain && url.fragment().is_none() && url.has_host();
     if plain && matches!(url.scheme(), "http" | "https") { Ok(Self(url)) } else { Err(None) }
 });
-parsed!(UpstreamUrl, "an http or https URL without user, query and fragment, such as \"http://127.0.0.1:9000\"", |text| {
-    refuse_user(text)?;
-    text.parse().map_err(|error: UpstreamUrlError| Some(error.to_string()))
-});
+parsed!(
+    UpstreamUrl,
+    "an http or https URL without user, query and fragment, such as \"http://127.0.0.1:9000\"",
+    |text| {
+        refuse_user(text)?;
+        text.parse().map_err(|error: UpstreamUrlError| Some(error.to_string()))
+    }
+);
 
 /// Before anything else is said of a URL: what stands before the `@` is a password.
 fn refuse_user(text: &str) -> Result<(), Option<String>> {
@@ -427,18 +429,14 @@ impl Literal for AssetLiteral {
         match value.get_ref() {
             DeValue::String(_) => Symbol::read(value, at, notes).map(Self::Known),
             DeValue::Table(_) => TokenLiteral::read(value, at, notes).map(|token| Self::Token(Box::new(token))),
-            _ => notes.wrong(
-                value.span(),
-                at.path(),
-                format!("expected {}, found {}", Self::expected(), found(value)),
-            ),
+            _ => notes.wrong(value.span(), at.path(), format!("expected {}, found {}", Self::expected(), found(value))),
         }
     }
 }
 
 /// Lists of tables, written `[[name]]`. Empty if absent.
 #[derive(Clone, Debug)]
-pub(crate) struct Tables<T, const MAX: usize>(pub(crate) Vec<T>);
+pub(crate) struct Tables<T, const MAX: usize>(pub(crate) Vec<Located<T>>);
 
 impl<T: Keys, const MAX: usize> Literal for Tables<T, MAX> {
     fn expected() -> String {
@@ -454,9 +452,12 @@ impl<T: Keys, const MAX: usize> Literal for Tables<T, MAX> {
             let what = format!("expected {}, found {}", Self::expected(), array.len());
             return notes.wrong(value.span(), at.path(), what);
         }
-        let read = array.iter().enumerate().map(|(index, item)| T::read(item, &at.index(index), notes));
-        let read: Vec<Option<T>> = read.collect();
-        read.into_iter().collect::<Option<Vec<T>>>().map(Self)
+        let read: Vec<Option<Located<T>>> = array
+            .iter()
+            .enumerate()
+            .map(|(index, item)| Some(Located::new(item.span(), T::read(item, &at.index(index), notes)?)))
+            .collect();
+        read.into_iter().collect::<Option<_>>().map(Self)
     }
 }
 
@@ -483,7 +484,17 @@ mod tests {
         type Timeout = Millis<1, 3_600_000>;
         check("\"250ms\"", Some(Millis::<1, 3_600_000>(Duration::from_millis(250))));
         check("\"1h\"", Some(Millis::<1, 3_600_000>(Duration::from_secs(3_600))));
-        for wrong in ["30", "\"30\"", "\"0s\"", "\"2h\"", "\"-1s\"", "\"1.5s\"", "\"1 s\"", "\"99999999999999999999s\"", "\"18446744073709551615h\""] {
+        for wrong in [
+            "30",
+            "\"30\"",
+            "\"0s\"",
+            "\"2h\"",
+            "\"-1s\"",
+            "\"1.5s\"",
+            "\"1 s\"",
+            "\"99999999999999999999s\"",
+            "\"18446744073709551615h\"",
+        ] {
             check::<Timeout>(wrong, None);
         }
     }

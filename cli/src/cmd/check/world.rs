@@ -1,0 +1,229 @@
+//! What the config speaks of, asked one by one. A fault is noted and the rest is asked nevertheless.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::Context as _;
+use farebox_core::ports::Clock as _;
+use farebox_evm::{ChainConfig, is_test_network};
+use farebox_gateway::Methods;
+use farebox_ledger::{OpenError, SqliteLedger, SqliteOptions};
+use farebox_wire::x402::{BILL_BODY_BYTES_MAX, decode_payment_required};
+use http::Method;
+
+use super::finding::Findings;
+use crate::{
+    config::{Config, Route},
+    system::{self, OsEntropy, SystemClock},
+    wiring::{self, Listening},
+};
+
+/// How long an upstream or a gateway may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Whether what is paid is worth something.
+pub(super) fn worth(config: &Config, findings: &mut Findings) {
+    if config.routes.iter().all(|route| route.paid.is_none()) {
+        findings.warn("nothing_sold", "routes", "every route is free; give one a price to be paid for it");
+        return;
+    }
+    for chain in config.chains.iter().filter(|chain| is_test_network(&chain.network)) {
+        findings.warn(
+            "test_network",
+            chain.network.to_string(),
+            "this is a test network: what is paid here is worth nothing; name a real one before you sell",
+        );
+    }
+}
+
+/// Asks chains, ledger, upstreams and the gateway itself.
+pub(super) async fn ask(config: &Config, chains: Vec<ChainConfig>, findings: &mut Findings) {
+    for chain in &chains {
+        findings.chain(Box::pin(farebox_evm::inspect(chain, SystemClock.now())).await);
+    }
+    let chains_work = findings.worst() != super::Outcome::Fail;
+    ledger(config, findings);
+    upstreams(config, findings).await;
+    bill(config, chains_work.then_some(chains), findings).await;
+}
+
+/// Whether the other side's certificate is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Certificates {
+    Checked,
+    /// A gateway's own names its public host, and not the address it is asked at.
+    Ignored,
+}
+
+/// Follows no redirect and uses no proxy: what is asked is what a caller or the gateway would ask.
+fn client(certificates: Certificates, ca: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .timeout(ANSWER_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .tls_danger_accept_invalid_certs(certificates == Certificates::Ignored);
+    if let Some(path) = ca {
+        let pem = std::fs::read(path).with_context(|| format!("the file {} could not be read", path.display()))?;
+        builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
+    }
+    Ok(builder.build()?)
+}
+
+fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn ledger(config: &Config, findings: &mut Findings) {
+    let path = config.ledger.as_path();
+    let subject = format!("ledger {}", path.display());
+    if !path.exists() {
+        return new_ledger(path, subject, findings);
+    }
+    let options = SqliteOptions { instance: system::instance(&OsEntropy), answers_kept_for: config.replay.keep_for };
+    match SqliteLedger::open(path, options, SystemClock.now()) {
+        Ok(_) => findings.pass("ledger", subject, "can be read and written"),
+        Err(error @ OpenError::InUse { .. }) => {
+            findings.warn(error.code(), subject, "a gateway is using it; stop that one before you start another");
+        }
+        Err(error) => findings.fail(error.code(), subject, chain_of(&error)),
+    }
+}
+
+/// A ledger that is not there yet is not made by a check; whether it could be, a file beside it shows.
+fn new_ledger(path: &Path, subject: String, findings: &mut Findings) {
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(".check");
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&probe);
+    match made.and_then(|_| std::fs::remove_file(&probe)) {
+        Ok(()) => findings.pass("ledger", subject, "is not there yet and can be made"),
+        Err(error) => findings.fail("ledger_file", subject, format!("cannot be made: {error}")),
+    }
+}
+
+async fn upstreams(config: &Config, findings: &mut Findings) {
+    let mut asked = BTreeSet::new();
+    for route in &config.routes {
+        let origin = route.upstream.origin.to_string();
+        if !asked.insert(origin.clone()) {
+            continue;
+        }
+        let subject = format!("upstream {origin}");
+        match ask_upstream(route, &origin).await {
+            Ok(status) => findings.pass("upstream", subject, format!("answers ({status})")),
+            Err(error) => findings.fail("upstream", subject, format!("does not answer: {error:#}")),
+        }
+    }
+}
+
+/// OPTIONS asks for nothing to be done, and any answer shows that somebody answers.
+async fn ask_upstream(route: &Route, origin: &str) -> anyhow::Result<u16> {
+    let client = client(Certificates::Checked, route.upstream.ca.as_deref())?;
+    Ok(client.request(Method::OPTIONS, origin).send().await?.status().as_u16())
+}
+
+/// An unpaid call to the first paid route: at the gateway that runs, or at one that is started for it.
+async fn bill(config: &Config, chains: Option<Vec<ChainConfig>>, findings: &mut Findings) {
+    let Some((route, target)) = config.routes.iter().find_map(|route| Some((route, sample(route)?))) else { return };
+    let subject = format!("unpaid {} {target}", target_method(route));
+    for address in &config.listen {
+        let address = reachable(*address);
+        if tokio::net::TcpStream::connect(address).await.is_ok() {
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            return ask_bill(route, format!("{scheme}://{address}{target}"), subject, findings).await;
+        }
+    }
+    let Some(chains) = chains else {
+        return findings.warn("bill", subject, "not asked, for without its chains the gateway does not start");
+    };
+    match Box::pin(trial(config, chains, route, &target, &subject, findings)).await {
+        Ok(()) => {}
+        Err(error) => findings.fail("gateway_start", subject, format!("the gateway does not start: {error:#}")),
+    }
+}
+
+/// An address to connect to: whoever listens on all addresses is also at loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let loopback: std::net::IpAddr = match address {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    };
+    if address.ip().is_unspecified() { SocketAddr::new(loopback, address.port()) } else { address }
+}
+
+/// Starts the gateway on a free port of loopback, with books of its own: it must find no payment to go on with.
+async fn trial(
+    config: &Config,
+    chains: Vec<ChainConfig>,
+    route: &Route,
+    target: &str,
+    subject: &str,
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
+    let books = tempfile::tempdir()?;
+    let shop = wiring::open(config, &books.path().join("check.db"), chains).await?;
+    let listening = Listening { addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))], tls: None };
+    let (gateway, accesses) = wiring::bind(config, shop, listening).await?;
+    let Some(address) = gateway.addresses().first().copied() else { anyhow::bail!("it listens nowhere") };
+    for (route, access) in config.routes.iter().zip(&accesses) {
+        if let farebox_core::Access::Paid(tariff) = access
+            && let Some(bytes) = wiring::oversized_headers(config, route, tariff)
+        {
+            let message = format!(
+                "the 402's headers take about {bytes} bytes; many proxies pass on 8 KiB: offer fewer tokens or a shorter description"
+            );
+            findings.warn("header_size", format!("route {}", route.id), message);
+        }
+    }
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = gateway.serve(async move {
+        // Dropped or sent: both mean stop.
+        let _ = stopped.await;
+    });
+    let asking = async {
+        ask_bill(route, format!("http://{address}{target}"), subject.to_owned(), findings).await;
+        drop(stop);
+    };
+    let (served, ()) = tokio::join!(Box::pin(serving), asking);
+    Ok(served?)
+}
+
+async fn ask_bill(route: &Route, url: String, subject: String, findings: &mut Findings) {
+    match bill_of(target_method(route), &url).await {
+        Ok(offers) => findings.pass("bill", subject, format!("is answered 402 with a bill of {offers} offers")),
+        Err(error) => findings.fail("bill", subject, format!("{error:#}")),
+    }
+}
+
+async fn bill_of(method: Method, url: &str) -> anyhow::Result<usize> {
+    let client = client(Certificates::Ignored, None)?;
+    let mut response = client.request(method, url).send().await?;
+    let status = response.status().as_u16();
+    anyhow::ensure!(status == 402, "expected a 402, found {status}; is it this config's gateway that listens there?");
+    let header = response.headers().get("payment-required").map(|value| value.as_bytes().to_vec());
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        anyhow::ensure!(body.len() + chunk.len() <= BILL_BODY_BYTES_MAX, "the 402's body is longer than any bill");
+        body.extend_from_slice(&chunk);
+    }
+    let bill = decode_payment_required(header.as_deref(), Some(&body))?;
+    anyhow::ensure!(!bill.requirements.is_empty(), "the bill has no offer that could be paid");
+    Ok(bill.requirements.len())
+}
+
+/// A path that the route matches, if the route is paid.
+fn sample(route: &Route) -> Option<String> {
+    route.paid.as_ref()?;
+    let segment = |segment: &str| match segment {
+        "*" => "check".to_owned(),
+        named if named.starts_with('{') => "check".to_owned(),
+        literal => literal.to_owned(),
+    };
+    Some(route.matches.pattern.as_str().split('/').map(segment).collect::<Vec<_>>().join("/"))
+}
+
+fn target_method(route: &Route) -> Method {
+    match &route.matches.methods {
+        Methods::Only(methods) => methods.first().cloned().unwrap_or(Method::GET),
+        Methods::Any => Method::GET,
+    }
+}

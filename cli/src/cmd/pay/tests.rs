@@ -1,0 +1,162 @@
+use axum::{Router, http::HeaderMap, response::Response};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use clap::Parser as _;
+use http::Method;
+use serde_json::json;
+
+use super::*;
+use crate::system::{OsEntropy, SystemClock};
+
+#[derive(Debug, clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: PayArgs,
+}
+
+fn parse(line: &[&str]) -> PayArgs {
+    Line::try_parse_from(["pay"].iter().chain(line)).unwrap().args
+}
+
+fn context() -> PayContext {
+    // A well-known development key; it holds nothing anywhere.
+    let environment = |name: &str| {
+        let key = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+        (name == "FAREBOX_WALLET_KEY").then(|| key.to_owned())
+    };
+    PayContext { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy), environment }
+}
+
+fn respond(status: u16, header: (&str, String), body: &'static str) -> Response {
+    Response::builder().status(status).header(header.0, header.1).body(body.into()).unwrap()
+}
+
+/// A seller of one-cent answers: /ok delivers, /doubt never says, /no refuses, /late charges and delivers no more, /dear wants a
+/// dollar, /gone is not found once paid, /free is 404 for nothing.
+async fn seller() -> String {
+    async fn answer(uri: http::Uri, headers: HeaderMap) -> Response {
+        let bill = |units: &str| {
+            let accepts = json!([{
+                "scheme": "exact", "network": "eip155:84532", "amount": units, "maxTimeoutSeconds": 60,
+                "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e",
+                "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+                "extra": {"name": "USDC", "version": "2"},
+            }]);
+            let bill = json!({"x402Version": 2, "resource": {"url": "http://x.test/"}, "accepts": accepts});
+            respond(402, ("payment-required", BASE64_STANDARD.encode(bill.to_string())), "{}")
+        };
+        let settled = |success: bool, reason: Option<&str>| {
+            let hash = if success { format!("0x{}", "ab".repeat(32)) } else { String::new() };
+            let word = json!({"success": success, "transaction": hash, "network": "eip155:84532", "errorReason": reason});
+            ("payment-response", BASE64_STANDARD.encode(word.to_string()))
+        };
+        match (uri.path(), headers.contains_key("payment-signature")) {
+            ("/free", _) => respond(404, ("x-a", String::new()), "nothing"),
+            ("/dear", _) => bill("1000000"),
+            ("/odd", _) => respond(402, ("x-a", String::new()), "pay me"),
+            (_, false) => bill("10000"),
+            ("/doubt", true) => respond(503, ("x-a", String::new()), ""),
+            ("/no", true) => respond(402, settled(false, Some("insufficient_funds")), "{}"),
+            ("/late", true) => respond(402, settled(false, Some("invalid_exact_evm_nonce_already_used")), "{}"),
+            ("/gone", true) => respond(404, ("x-a", String::new()), "gone"),
+            (_, true) => respond(200, settled(true, None), "\u{0}goods"),
+        }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await.unwrap() });
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn exit_codes_say_what_became_of_the_money() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let (journal, out) = (folder.path().join("journal"), folder.path().join("out"));
+    let (journal, out) = (journal.to_str().unwrap(), out.to_str().unwrap());
+    let check = async |context: PayContext, path: &str, more: &[&str], expected: u8| {
+        let url = format!("{base}{path}");
+        let line = [&["--journal", journal, "-s", "--timeout", "1", "-o", out, &url], more].concat();
+        let code = Box::pin(run(parse(&line), context)).await.unwrap();
+        assert_eq!(code, ExitCode::from(expected), "{path} {more:?}");
+    };
+    check(context(), "/ok", &[], 0).await;
+    assert_eq!(std::fs::read(out).unwrap(), b"\0goods");
+    check(context(), "/free", &[], 22).await;
+    check(context(), "/gone", &[], 23).await;
+    check(context(), "/dear", &[], 4).await;
+    check(context(), "/dear", &["--max", "$1"], 0).await;
+    check(context(), "/dear", &["--dry-run"], 4).await;
+    check(context(), "/ok", &["--dry-run"], 0).await;
+    check(context(), "/ok", &["--network", "eip155:8453"], 4).await;
+    check(context(), "/no", &[], 5).await;
+    check(context(), "/doubt", &[], 6).await;
+    check(context(), "/late", &[], 9).await;
+    check(context(), "/odd", &[], 8).await;
+    let keyless = PayContext { environment: |_| None, ..context() };
+    check(keyless.clone(), "/free", &[], 22).await;
+    check(keyless.clone(), "/ok", &[], 3).await;
+    check(keyless, "/ok", &["--dry-run"], 0).await;
+    let wrong = PayContext { environment: |_| Some("no key".to_owned()), ..context() };
+    check(wrong, "/ok", &[], 3).await;
+    check(context(), "/ok", &["-H", "no header"], 2).await;
+    check(context(), "/ok", &["-H", "X-PAYMENT: mine"], 2).await;
+}
+
+fn built(line: &[&str]) -> reqwest::Request {
+    request::build(&parse(line)).unwrap()
+}
+
+#[test]
+fn data_means_post_and_a_form_as_with_curl() {
+    let request = built(&["example.test/x", "-d", "a=1", "-d", "b=2"]);
+    assert_eq!((request.method(), request.url().as_str()), (&Method::POST, "http://example.test/x"));
+    assert_eq!(request.headers()["content-type"], "application/x-www-form-urlencoded");
+    assert_eq!(request.body().unwrap().as_bytes(), Some(&b"a=1&b=2"[..]));
+
+    let request = built(&["-X", "put", "-H", "Content-Type: text/plain", "--data-binary", "x", "https://example.test"]);
+    assert_eq!((request.method().as_str(), &request.headers()["content-type"]), ("put", &"text/plain".parse().unwrap()));
+
+    let request = built(&["-H", "A: 1", "-H", "A: 2", "-H", "B;", "-d", "x", "-H", "Content-Type:", "http://example.test"]);
+    assert_eq!(request.headers().get_all("a").iter().collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(request.headers()["b"], "");
+    assert!(!request.headers().contains_key("content-type"));
+    assert_eq!(built(&["-I", "http://example.test"]).method(), Method::HEAD);
+}
+
+#[test]
+fn files_lose_their_line_ends_as_form_data_and_keep_them_as_binary() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    std::fs::write(&path, b"a\r\nb\0\xff\n").unwrap();
+    let at = format!("@{}", path.display());
+    let sent = |line: &[&str]| built(line).body().unwrap().as_bytes().unwrap().to_vec();
+    assert_eq!(sent(&["-d", &at, "http://example.test"]), b"ab\xff");
+    assert_eq!(sent(&["--data-binary", &at, "http://example.test"]), b"a\r\nb\0\xff\n");
+}
+
+#[test]
+fn a_mistake_is_told() {
+    for (line, part) in [
+        (&["ftp://example.test"][..], "http or https"),
+        (&["http://me:secret@example.test"], "Authorization"),
+        (&["-H", "x", "http://example.test"], "Name: value"),
+        (&["-H", "a b: c", "http://example.test"], "header name"),
+        (&["-X", "G T", "http://example.test"], "method"),
+        (&["-d", "@/no/such/file", "http://example.test"], "cannot read"),
+    ] {
+        let error = request::build(&parse(line)).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("secret"), "{line:?}: {error}");
+    }
+    for line in [
+        &["--max", "-1", "http://x"][..],
+        &["--max", "1e3", "http://x"],
+        &["--asset", "USDC", "http://x"],
+        &["--asset", "eip155:1/erc20:0x1,USDC,6", "http://x"],
+        &["--asset", "eip155:1/erc20:0x0000000000000000000000000000000000000001,X,19", "http://x"],
+        &["--network", "base", "http://x"],
+        &["--pay-to", "0x209693bc6afC0C5328bA36FaF03C514EF312287C", "http://x"],
+        &["--timeout", "0", "http://x"],
+        &["--key-file", "a", "--keystore", "b", "http://x"],
+    ] {
+        assert!(Line::try_parse_from(["pay"].iter().chain(line)).is_err(), "{line:?}");
+    }
+}
