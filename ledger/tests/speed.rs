@@ -1,0 +1,76 @@
+//! How fast claims and look-ups are. Run with `cargo test --release -p farebox-ledger --test speed -- --ignored --nocapture`.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test; a panic is how it reports")]
+
+use std::{sync::Arc, time::Duration};
+
+use farebox_core::{InstanceId, Timestamp, ports::Ledger as _};
+use farebox_ledger::{SqliteLedger, SqliteOptions};
+use farebox_testkit::test_claim;
+use tokio::time::Instant;
+
+const NOW: Timestamp = Timestamp::from_unix_s(1_800_000_000);
+const OPERATIONS: u64 = 20_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn claims_and_finds_per_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
+    let mut first = 0;
+    for callers in [1, 16, 64] {
+        let operations = if callers == 1 { OPERATIONS / 20 } else { OPERATIONS };
+        measure("claim", callers, operations, {
+            let ledger = ledger.clone();
+            move |number| {
+                let ledger = ledger.clone();
+                async move {
+                    ledger.claim(test_claim(first + number, InstanceId::new("i"), NOW)).await.unwrap();
+                }
+            }
+        })
+        .await;
+        for (name, offset) in [("find, held", first), ("find, unknown", first + 1_000_000)] {
+            let ledger = ledger.clone();
+            let find = move |number| {
+                let ledger = ledger.clone();
+                let digest = test_claim(offset + number, InstanceId::new("i"), NOW).credential.digest();
+                async move {
+                    drop(ledger.find(digest).await.unwrap());
+                }
+            };
+            measure(name, callers, operations, find).await;
+        }
+        first += operations;
+    }
+}
+
+async fn measure<F: Future<Output = ()> + Send + 'static>(
+    name: &str,
+    callers: u64,
+    operations: u64,
+    work: impl Fn(u64) -> F + Clone + Send + 'static,
+) {
+    let (start, cpu) = (Instant::now(), cpu_ticks());
+    let mut tasks = tokio::task::JoinSet::new();
+    for caller in 0..callers {
+        let work = work.clone();
+        tasks.spawn(async move {
+            for number in (caller..operations).step_by(usize::try_from(callers).unwrap()) {
+                work(number).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    let seconds = start.elapsed().as_secs_f64();
+    // Ticks of 10 ms, the unit of /proc on every Linux that runs today.
+    let cpu_us = (cpu_ticks() - cpu) as f64 * 10_000.0 / operations as f64;
+    println!("{name}, {callers} callers: {:.0}/s, {cpu_us:.1} us of CPU each", operations as f64 / seconds);
+}
+
+/// User and system time of this process.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let after_name = stat.rsplit(')').next().unwrap();
+    after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
