@@ -25,10 +25,18 @@ pub(crate) struct Peer {
     addr_value: HeaderValue,
     scheme: Scheme,
     trust: Trust,
-    /// `Forwarded` for the last authority seen: a connection seldom names more than one.
-    forwarded: Mutex<Option<(Authority, HeaderValue)>>,
+    /// A connection seldom names more than one host.
+    last_host: Mutex<Option<Host>>,
     /// The connection's place among `connections_max`.
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// A `Host`, read, and what we say of it upstream.
+#[derive(Clone, Debug)]
+struct Host {
+    value: HeaderValue,
+    authority: Authority,
+    forwarded: Option<HeaderValue>,
 }
 
 /// Whether what a peer says of others is believed.
@@ -71,17 +79,24 @@ impl Peer {
         let trust = if is_trusted(addr, trusted_proxies) { Trust::Proxy } else { Trust::Nobody };
         let addr_value =
             HeaderValue::try_from(addr.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { addr, addr_value, scheme, trust, forwarded: Mutex::new(None), _slot: slot }
+        Self { addr, addr_value, scheme, trust, last_host: Mutex::new(None), _slot: slot }
+    }
+
+    fn host(&self, value: &HeaderValue) -> Result<Authority, BadTarget> {
+        let mut last = self.last_host.lock();
+        if let Some(host) = &*last
+            && host.value == value
+        {
+            return Ok(host.authority.clone());
+        }
+        let authority = parse_authority(value.as_bytes())?;
+        let forwarded = self.forwarded(&self.scheme, Some(&authority));
+        *last = Some(Host { value: value.clone(), authority: authority.clone(), forwarded });
+        Ok(authority)
     }
 
     /// `for=…;host=…;proto=…` of RFC 7239.
     fn forwarded(&self, scheme: &Scheme, authority: Option<&Authority>) -> Option<HeaderValue> {
-        if let (Some((known, value)), Some(authority)) = (&*self.forwarded.lock(), authority)
-            && known == authority
-            && *scheme == self.scheme
-        {
-            return Some(value.clone());
-        }
         let node = match self.addr {
             IpAddr::V4(addr) => addr.to_string(),
             IpAddr::V6(addr) => format!("\"[{addr}]\""),
@@ -90,11 +105,19 @@ impl Peer {
             Some(authority) => format!("for={node};host=\"{authority}\";proto={scheme}"),
             None => format!("for={node};proto={scheme}"),
         };
-        let value = HeaderValue::try_from(value).ok()?;
-        if let (Some(authority), true) = (authority, *scheme == self.scheme) {
-            *self.forwarded.lock() = Some((authority.clone(), value.clone()));
+        HeaderValue::try_from(value).ok()
+    }
+
+    /// `X-Forwarded-Host` and `Forwarded` of a request.
+    fn origin_headers(&self, client: &ClientInfo) -> (Option<HeaderValue>, Option<HeaderValue>) {
+        if let (Some(host), Some(authority)) = (&*self.last_host.lock(), &client.authority)
+            && host.authority.as_str() == authority.as_str()
+            && client.scheme == self.scheme
+        {
+            return (Some(host.value.clone()), host.forwarded.clone());
         }
-        Some(value)
+        let host = client.authority.as_ref().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        (host, self.forwarded(&client.scheme, client.authority.as_ref()))
     }
 }
 
@@ -111,7 +134,7 @@ impl ClientInfo {
         headers: &HeaderMap,
         trusted_proxies: &[IpNet],
     ) -> Result<Self, BadTarget> {
-        let authority = authority(version, uri, headers)?;
+        let authority = authority(peer, version, uri, headers)?;
         let mut client = Self { addr: peer.addr, scheme: peer.scheme.clone(), authority, peer: peer.clone() };
         if peer.trust == Trust::Proxy {
             client.believe(headers, trusted_proxies);
@@ -170,13 +193,14 @@ impl ClientInfo {
     /// Adds who called to a request on its way upstream. What an untrusted peer sent under these names is gone by then.
     pub(crate) fn write_forwarded(&self, headers: &mut HeaderMap) {
         let peer = &self.peer;
+        let (host, forwarded) = peer.origin_headers(self);
         append_to_list(headers, &X_FORWARDED_FOR, peer.addr_value.clone());
-        if let Some(forwarded) = peer.forwarded(&self.scheme, self.authority.as_ref()) {
+        if let Some(forwarded) = forwarded {
             append_to_list(headers, &FORWARDED, forwarded);
         }
         let https = self.scheme == Scheme::HTTPS;
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
-        if let Some(Ok(host)) = self.authority.as_ref().map(|authority| HeaderValue::from_str(authority.as_str())) {
+        if let Some(host) = host {
             headers.insert(X_FORWARDED_HOST, host);
         }
     }
@@ -201,7 +225,7 @@ fn append_to_list(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue
     }
 }
 
-fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, BadTarget> {
+fn authority(peer: &Peer, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, BadTarget> {
     let bad = |reason| Err(BadTarget { reason });
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -216,7 +240,7 @@ fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<
     }
     let host = match host {
         Some(host) if host.is_empty() => None,
-        Some(host) => Some(parse_authority(host.as_bytes())?),
+        Some(host) => Some(peer.host(host)?),
         None => None,
     };
     match uri.authority() {
@@ -269,4 +293,65 @@ fn parse_node(text: &str) -> Option<IpAddr> {
         .or_else(|_| bare.parse::<SocketAddr>().map(|address| address.ip()))
         .or_else(|_| bare.trim_start_matches('[').trim_end_matches(']').parse());
     addr.ok().map(|addr| addr.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request from `peer` with these headers, seen as address, scheme and authority. `10.0.0.0/8` is listed.
+    fn check(peer: &str, headers: &[(&'static str, &str)], expected: (&str, &str, &str)) {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let address = SocketAddr::new(peer.parse().unwrap(), 1234);
+        let peer = Arc::new(Peer::new(address, Scheme::HTTP, &trusted, None));
+        let mut map = HeaderMap::new();
+        map.insert(HOST, HeaderValue::from_static("gateway.example"));
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let uri = Uri::from_static("/");
+        let client = ClientInfo::read(&peer, Version::HTTP_11, &uri, &map, &trusted).unwrap();
+        let authority = client.authority.unwrap().to_string();
+        assert_eq!((&*client.addr.to_string(), client.scheme.as_str(), &*authority), expected, "{headers:?}");
+    }
+
+    #[test]
+    fn only_listed_proxies_are_believed() {
+        let claims =
+            [("x-forwarded-for", "1.1.1.1"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "shop.example")];
+        check("9.9.9.9", &claims, ("9.9.9.9", "http", "gateway.example"));
+        check("10.0.0.1", &claims, ("1.1.1.1", "https", "shop.example"));
+        check("::ffff:10.0.0.1", &claims, ("1.1.1.1", "https", "shop.example"));
+        check("10.0.0.1", &[], ("10.0.0.1", "http", "gateway.example"));
+    }
+
+    #[test]
+    fn what_a_client_prepends_to_a_list_is_not_believed() {
+        check("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 1.1.1.1, 10.0.0.2")], ("1.1.1.1", "http", "gateway.example"));
+        check(
+            "10.0.0.1",
+            &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "1.1.1.1")],
+            ("1.1.1.1", "http", "gateway.example"),
+        );
+        let spoofed = [("x-forwarded-for", "6.6.6.6, 1.1.1.1"), ("x-forwarded-host", "evil.example, shop.example")];
+        check("10.0.0.1", &spoofed, ("1.1.1.1", "http", "shop.example"));
+        check("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, garbage")], ("10.0.0.1", "http", "gateway.example"));
+    }
+
+    #[test]
+    fn forwarded_counts_where_x_forwarded_is_absent() {
+        let forwarded = "for=6.6.6.6, for=\"[2001:db8::1]:4711\";proto=https;host=\"shop.example\", for=10.0.0.2";
+        check("10.0.0.1", &[("forwarded", forwarded)], ("2001:db8::1", "https", "shop.example"));
+        // A proxy that writes only the one passes a client's other on.
+        check(
+            "10.0.0.1",
+            &[("forwarded", "for=6.6.6.6;host=evil.example"), ("x-forwarded-for", "1.1.1.1")],
+            ("1.1.1.1", "http", "gateway.example"),
+        );
+        check(
+            "10.0.0.1",
+            &[("x-forwarded-proto", "https"), ("x-forwarded-host", "user@evil")],
+            ("10.0.0.1", "https", "gateway.example"),
+        );
+    }
 }

@@ -83,8 +83,12 @@ impl Activity {
         InFlight(self.clone())
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && !self.in_head.load(Ordering::Relaxed)
+    /// Nothing would be lost if it closed now. In HTTP/2 the client must be told first (GOAWAY).
+    fn may_close_unsaid(&self) -> bool {
+        self.kind == Kind::Http1
+            && self.in_flight.load(Ordering::Relaxed) == 0
+            && !self.in_head.load(Ordering::Relaxed)
+            && !self.write_stuck.load(Ordering::Relaxed)
     }
 
     fn touch(&self) {
@@ -204,7 +208,7 @@ pub(crate) async fn run(
             ended = connection.as_mut() => return ended,
             _ = drained.as_mut(), if !is_draining => {
                 is_draining = true;
-                if activity.is_idle() {
+                if activity.may_close_unsaid() {
                     return Ok(());
                 }
                 connection.as_mut().drain();

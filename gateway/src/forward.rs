@@ -73,6 +73,8 @@ fn strip(headers: &mut HeaderMap, is_dropped: impl Fn(&HeaderName) -> bool) {
     if headers.contains_key(CONNECTION) {
         let named = tokens(headers, &CONNECTION).filter(|token| !is_kept_though_named(token));
         dropped.extend(named.filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()));
+        // Nearly always alone: then nothing is allocated.
+        headers.remove(CONNECTION);
     }
     dropped.extend(headers.keys().filter(|name| is_dropped(name)).cloned());
     for name in dropped {
@@ -115,8 +117,12 @@ fn is_not_for_upstreams(name: &HeaderName, client: &ClientInfo) -> bool {
 /// frameworks take a request for another method or path than the one that was matched.
 fn is_reserved(name: &str, client: &ClientInfo) -> bool {
     match name {
-        "host" | "expect" => true,
-        "x-http-method-override" | "x-http-method" | "x-method-override" | "x-original-url" | "x-rewrite-url" => true,
+        "expect"
+        | "x-http-method-override"
+        | "x-http-method"
+        | "x-method-override"
+        | "x-original-url"
+        | "x-rewrite-url" => true,
         "forwarded" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-forwarded-port"
         | "x-forwarded-prefix" | "x-forwarded-server" | "x-forwarded-scheme" | "x-real-ip" => !client.is_behind_proxy(),
         other => other.starts_with("farebox-") || farebox_wire::CREDENTIAL_HEADERS.iter().any(|name| name == other),

@@ -217,3 +217,133 @@ impl Leaf {
         named(method).or_else(|| if method == Method::HEAD { named(&Method::GET) } else { None }).or(self.any)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{UpstreamConfig, parse_match};
+
+    fn table(matches: &[&str]) -> Result<RouteTable, RouteTableError> {
+        let route = |text: &&str| {
+            let (methods, pattern) = parse_match(text).unwrap();
+            Route {
+                id: RouteId::new(*text),
+                methods,
+                pattern,
+                upstream: UpstreamConfig::new("http://127.0.0.1:9".parse().unwrap()),
+                access: Access::Free,
+                request_body_bytes_max: None,
+            }
+        };
+        RouteTable::new(matches.iter().map(route).collect())
+    }
+
+    /// Which of `matches` a request is for: its match text, `none` or `ambiguous`.
+    fn check(matches: &[&str], method: &str, path: &str, expected: &str) {
+        let table = table(matches).unwrap();
+        let method = method.parse().unwrap();
+        let found = match table.find(&method, path) {
+            Ok(Some(found)) => found.route.id.to_string(),
+            Ok(None) => "none".to_owned(),
+            Err(_) => "ambiguous".to_owned(),
+        };
+        assert_eq!(found, expected, "{method} {path}");
+    }
+
+    #[test]
+    fn the_most_specific_route_wins() {
+        let routes =
+            ["GET /v1/*", "GET /v1/reports", "GET /v1/{id}", "GET /v1/{id}/raw", "POST /v1/reports", "ANY /v1/reports"];
+        check(&routes, "GET", "/v1/reports", "GET /v1/reports");
+        check(&routes, "HEAD", "/v1/reports", "GET /v1/reports");
+        check(&routes, "POST", "/v1/reports", "POST /v1/reports");
+        check(&routes, "DELETE", "/v1/reports", "ANY /v1/reports");
+        check(&routes, "GET", "/v1/7", "GET /v1/{id}");
+        check(&routes, "GET", "/v1/7/raw", "GET /v1/{id}/raw");
+        check(&routes, "GET", "/v1/reports/raw", "GET /v1/{id}/raw");
+        check(&routes, "GET", "/v1/7/raw/x", "GET /v1/*");
+        check(&routes, "GET", "/v1/", "GET /v1/*");
+        check(&routes, "GET", "/v1", "none");
+        check(&routes, "POST", "/v1/7", "none");
+        check(&routes, "GET", "/", "none");
+    }
+
+    #[test]
+    fn a_route_that_names_another_method_does_not_hide_a_wider_one() {
+        check(&["GET /v1/*", "POST /v1/x"], "GET", "/v1/x", "GET /v1/*");
+    }
+
+    #[test]
+    fn escapes_do_not_lead_around_a_route() {
+        let routes = ["GET /*", "GET /a:b", "GET /paid", "GET /caf%C3%A9", "GET /thé"];
+        check(&routes, "GET", "/a%3Ab", "GET /a:b");
+        check(&routes, "GET", "/%70aid", "GET /paid");
+        check(&routes, "GET", "/caf%c3%a9", "GET /caf%C3%A9");
+        check(&routes, "GET", "/th%c3%a9", "GET /thé");
+        check(&routes, "GET", "/paid%3f", "GET /*");
+    }
+
+    #[test]
+    fn case_and_trailing_slashes_do_not_lead_around_a_route() {
+        let routes = ["GET /*", "GET /paid", "GET /v1/{id}", "GET /Docs/*", "GET /docs/*"];
+        for path in ["/PAID", "/Paid", "/paid/", "/PAID/", "/V1/7", "/v1/7/"] {
+            check(&routes, "GET", path, "ambiguous");
+        }
+        check(&routes, "GET", "/v1/ABC", "GET /v1/{id}");
+        check(&routes, "GET", "/Other/", "GET /*");
+        check(&routes, "GET", "/Docs/A", "GET /Docs/*");
+        check(&routes, "GET", "/docs/A", "GET /docs/*");
+        check(&["GET /paid"], "GET", "/PAID", "none");
+        check(&["GET /paid"], "GET", "/paid/", "none");
+    }
+
+    #[test]
+    fn routes_that_cannot_be_told_apart_are_refused() {
+        for pair in [
+            ["GET /a", "GET,POST /a"],
+            ["GET /a/{x}", "GET /a/{y}"],
+            ["ANY /a/*", "* /a/{*rest}"],
+            ["GET /%61", "GET /a"],
+        ] {
+            assert_eq!(table(&pair).unwrap_err().code(), "route_conflict", "{pair:?}");
+        }
+        assert_eq!(table(&["GET /a", "GET /a"]).unwrap_err().code(), "duplicate_route_id");
+        assert_eq!(table(&[]).unwrap_err().code(), "no_route");
+        assert!(table(&["GET /a", "ANY /a", "HEAD /a", "GET /a/", "GET /A"]).is_ok());
+    }
+
+    #[test]
+    fn a_match_is_methods_and_a_pattern() {
+        for wrong in
+            ["/a", "GET a", "get /a", "GET, /a", "CONNECT /a", "GET,GET /a", "GET /a//b", "GET /a/../b", "GET /*/b"]
+        {
+            assert!(parse_match(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["GET /a*", "GET /{}", "GET /{a}b", "GET /{a-b}", "GET /a?b", "GET /%2f", "GET  /a", "GET /a;b"] {
+            assert!(parse_match(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_of_a_path_falls_from_its_route_to_a_wider_one(
+            escaped in prop::collection::vec(0_usize..3, 9),
+            slash in any::<bool>(),
+        ) {
+            // `/paid/one`, each letter bare, escaped or in upper case: its own route or a refusal, never the free rest.
+            let table = table(&["GET /*", "GET /paid/one"]).unwrap();
+            let mut path: String = "/paid/one".chars().zip(escaped).map(|(c, how)| match how {
+                1 if c != '/' => format!("%{:02x}", c as u32),
+                2 => c.to_ascii_uppercase().to_string(),
+                _ => c.to_string(),
+            }).collect();
+            path.extend(slash.then_some('/'));
+            match table.find(&Method::GET, &path) {
+                Ok(found) => prop_assert_eq!(found.unwrap().route.id.as_str(), "GET /paid/one"),
+                Err(_) => prop_assert!(path != "/paid/one"),
+            }
+        }
+    }
+}

@@ -98,8 +98,8 @@ impl BindError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Routes(error) => error.code(),
-            Self::Tls(_) => "bad_tls_files",
-            Self::Upstream(_) => "bad_upstream_tls",
+            Self::Tls(error) => error.code(),
+            Self::Upstream(error) => error.code(),
             Self::Listen { .. } => "cannot_listen",
         }
     }
@@ -114,6 +114,17 @@ pub enum ServeError {
     /// A worker panicked; the others were drained.
     #[error("a worker died")]
     WorkerDied,
+}
+
+impl ServeError {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Worker(_) => "cannot_start_worker",
+            Self::WorkerDied => "worker_died",
+        }
+    }
 }
 
 impl Gateway {

@@ -27,6 +27,17 @@ pub enum TlsFilesError {
     Pair(#[source] rustls::Error),
 }
 
+impl TlsFilesError {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Pem { .. } => "bad_pem_file",
+            Self::Pair(_) => "bad_key_pair",
+        }
+    }
+}
+
 /// HTTP/2 and HTTP/1.1 by ALPN.
 ///
 /// # Errors

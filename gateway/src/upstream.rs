@@ -197,6 +197,7 @@ impl Origin {
         if self.config.http2 {
             head.uri = self.absolute_uri(&head.uri, &host).map_err(bad_target)?;
             head.version = Version::HTTP_2;
+            head.headers.remove(HOST);
             head.headers.remove(http::header::CONNECTION);
             head.headers.remove(http::header::UPGRADE);
         } else {

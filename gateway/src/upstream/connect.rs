@@ -33,6 +33,18 @@ pub enum UpstreamTlsError {
     Settings(#[source] rustls::Error),
 }
 
+impl UpstreamTlsError {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Ca { .. } => "bad_ca_file",
+            Self::Name(_) => "bad_upstream_name",
+            Self::Settings(_) => "bad_tls_settings",
+        }
+    }
+}
+
 /// An open connection.
 pub(super) enum Stream {
     Plain(TcpStream),
