@@ -1,8 +1,11 @@
 //! The gateway: a reverse proxy that lets a paid route through only once it is paid.
 //!
-//! A request goes straight down: connection, [`route::RouteTable`], admission (paid routes), upstream. Each worker is a thread
+//! A request goes straight down: connection, [`RouteTable`], admission (paid routes), upstream. Each worker is a thread
 //! with its own single-threaded runtime and its own upstream connections; one acceptor hands connections to the
 //! worker that has the fewest.
+//!
+//! What the proxy does not do: CONNECT (501), and so WebSocket over HTTP/2 (RFC 8441), which is not advertised: clients use HTTP/1.1
+//! for it; upgrades to an HTTP/2 upstream (the request goes there without `Upgrade`); informational answers but 100 and 101.
 
 mod admission;
 mod answer;

@@ -1,5 +1,7 @@
 //! What an honest client and an honest upstream may expect.
 
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 mod support;
 
 use std::{sync::Arc, time::Duration};

@@ -1,5 +1,7 @@
 //! Many connections, kept connections, and the end.
 
+#![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 mod support;
 
 use std::{

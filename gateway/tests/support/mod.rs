@@ -1,6 +1,7 @@
 //! A gateway between real clients and real upstreams, all on loopback.
 
 #![expect(dead_code, reason = "each test binary uses its own part of it")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
