@@ -46,12 +46,13 @@ async fn seller() -> String {
         };
         let settled = |success: bool, reason: Option<&str>| {
             let hash = if success { format!("0x{}", "ab".repeat(32)) } else { String::new() };
-            let word = json!({"success": success, "transaction": hash, "network": "eip155:84532", "errorReason": reason});
+            let word =
+                json!({"success": success, "transaction": hash, "network": "eip155:84532", "errorReason": reason});
             ("payment-response", BASE64_STANDARD.encode(word.to_string()))
         };
         match (uri.path(), headers.contains_key("payment-signature")) {
             ("/free", _) => respond(404, ("x-a", String::new()), "nothing"),
-            ("/dear", _) => bill("1000000"),
+            ("/dear", false) => bill("1000000"),
             ("/odd", _) => respond(402, ("x-a", String::new()), "pay me"),
             (_, false) => bill("10000"),
             ("/doubt", true) => respond(503, ("x-a", String::new()), ""),
@@ -113,9 +114,13 @@ fn data_means_post_and_a_form_as_with_curl() {
     assert_eq!(request.body().unwrap().as_bytes(), Some(&b"a=1&b=2"[..]));
 
     let request = built(&["-X", "put", "-H", "Content-Type: text/plain", "--data-binary", "x", "https://example.test"]);
-    assert_eq!((request.method().as_str(), &request.headers()["content-type"]), ("put", &"text/plain".parse().unwrap()));
+    assert_eq!(
+        (request.method().as_str(), &request.headers()["content-type"]),
+        ("put", &"text/plain".parse().unwrap())
+    );
 
-    let request = built(&["-H", "A: 1", "-H", "A: 2", "-H", "B;", "-d", "x", "-H", "Content-Type:", "http://example.test"]);
+    let request =
+        built(&["-H", "A: 1", "-H", "A: 2", "-H", "B;", "-d", "x", "-H", "Content-Type:", "http://example.test"]);
     assert_eq!(request.headers().get_all("a").iter().collect::<Vec<_>>(), ["1", "2"]);
     assert_eq!(request.headers()["b"], "");
     assert!(!request.headers().contains_key("content-type"));
