@@ -1,7 +1,12 @@
 //! The agent against sellers of every kind, over real sockets.
 
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod journal;
+#[cfg(test)]
 mod paying;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
 mod unclear;

@@ -36,7 +36,7 @@ async fn a_version_1_body_is_paid_in_version_1() {
 async fn the_header_wins_over_another_body() {
     let dear = offer(90_000);
     let seller = Seller::start(move |attempt, _| match attempt {
-        0 => bill_with(&[cent()], v1_terms(&[dear.clone()])),
+        0 => bill_with(&[cent()], v1_terms(std::slice::from_ref(&dear))),
         _ => goods(),
     })
     .await;

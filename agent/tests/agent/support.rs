@@ -167,7 +167,9 @@ impl Drop for Seller {
     }
 }
 
-async fn answer(State((seen, script)): State<(Arc<Mutex<Vec<Seen>>>, Arc<Script>)>, request: Request) -> Response {
+type Shared = (Arc<Mutex<Vec<Seen>>>, Arc<Script>);
+
+async fn answer(State((seen, script)): State<Shared>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec();
     let path = parts.uri.to_string();
