@@ -124,6 +124,30 @@ name! {
     InstanceId
 }
 
+name! {
+    /// What tells a caller from a stranger with the same credential: SHA-256, in lower-case hex, of the caller's
+    /// `Idempotency-Key`, or without one of its network address.
+    CallerId
+}
+
+impl CallerId {
+    /// The caller that sent this `Idempotency-Key`.
+    #[must_use]
+    pub fn from_key(key: &[u8]) -> Self {
+        Self(hex::encode(crate::CredentialDigest::of(&[b"key", key]).as_bytes()).into())
+    }
+
+    /// The caller at this address; of an IPv6 address the /64 counts, within which hosts change theirs.
+    #[must_use]
+    pub fn from_address(address: std::net::IpAddr) -> Self {
+        let digest = match address.to_canonical() {
+            std::net::IpAddr::V4(v4) => crate::CredentialDigest::of(&[b"addr", &v4.octets()]),
+            std::net::IpAddr::V6(v6) => crate::CredentialDigest::of(&[b"addr", &v6.octets()[..8]]),
+        };
+        Self(hex::encode(digest.as_bytes()).into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

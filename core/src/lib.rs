@@ -23,7 +23,7 @@ pub use credential::{
     AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, TransferAuthorization,
     X402Credential, X402Version,
 };
-pub use id::{InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RouteId, TransactionId};
+pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RouteId, TransactionId};
 pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
 pub use offer::{Challenge, Offer, Payer, RailName, Resource};
 pub use payment::{

@@ -8,8 +8,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Answer, Credential, CredentialDigest, InstanceId, LaneKey, Payer, PaymentId, ProofId, RailName, Receipt,
-    RouteId, Timestamp, TransactionId,
+    Amount, Answer, CallerId, Credential, CredentialDigest, InstanceId, LaneKey, Payer, PaymentId, ProofId, RailName,
+    Receipt, RouteId, Timestamp, TransactionId,
 };
 
 /// How often one settled payment may run the upstream before it is left to a person. A run that delivers is the last one.
@@ -71,6 +71,9 @@ pub struct Binding {
     pub method: String,
     /// Canonical path, and the query as sent.
     pub resource: String,
+    /// Who may have the outcome. A settled authorization is public with its transaction: whoever watches the chain can send the
+    /// very same credential, and must not get the payer's answer for it.
+    pub caller: CallerId,
 }
 
 /// A block by number and hash.

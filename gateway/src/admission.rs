@@ -1,13 +1,14 @@
 //! The way of one paid request, from its head to the permit that lets it run. What happens after the claim is in `fare.rs`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Binding, Claim, Claimed, Credential, InstanceId, Payment, PaymentEvent, PaymentId, PaymentState, Permit, RailName,
-    Refusal, Tariff,
+    Binding, CallerId, Claim, Claimed, Credential, InstanceId, Payer, Payment, PaymentEvent, PaymentId, PaymentState,
+    Permit, RailName, Refusal, SettleWhen, Tariff,
     ports::{Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, VerifyError, claim_of},
 };
-use http::{Method, Response};
+use http::{HeaderName, Method, Response};
+use parking_lot::Mutex;
 use tracing::debug;
 
 use crate::{
@@ -19,6 +20,9 @@ use crate::{
     worker::Worker,
 };
 
+/// draft-ietf-httpapi-idempotency-key-header.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// How often a request that waits for another's outcome looks again: first and longest pause.
 const BUSY_PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
@@ -29,6 +33,11 @@ pub struct AdmissionLimits {
     pub busy_wait: Duration,
     /// How long a claim is held without a sign of life. Longer than the longest upstream and settlement together. \[10 min\]
     pub lease: Duration,
+    /// How many payments of one payer may be claimed and not yet settled. Each may cost us an upstream call and the gas of a
+    /// transaction that reverts, if the payer's balance is gone by then. \[32\]
+    pub unsettled_per_payer_max: usize,
+    /// How much longer than its upstream may take an authorization must live, for the settlement that follows. \[5 s\]
+    pub settle_margin: Duration,
     /// How long the body of an answer that is small enough to be kept may take; after it the payment is not charged. \[60 s\]
     pub answer_timeout: Duration,
 }
@@ -38,6 +47,8 @@ impl Default for AdmissionLimits {
         Self {
             busy_wait: Duration::from_secs(10),
             lease: Duration::from_secs(600),
+            unsettled_per_payer_max: 32,
+            settle_margin: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(60),
         }
     }
@@ -54,6 +65,43 @@ pub(crate) struct Till {
     pub(crate) limits: AdmissionLimits,
     /// Answers up to this size are kept for a payer who lost theirs; bytes.
     pub(crate) answer_bytes_max: u64,
+    /// Payments claimed and not yet settled, by payer.
+    pub(crate) unsettled: Unsettled,
+}
+
+/// Counts what payers have claimed and not settled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unsettled(Arc<Mutex<HashMap<Payer, usize>>>);
+
+/// A place among a payer's unsettled payments, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    unsettled: Unsettled,
+    payer: Payer,
+}
+
+impl Unsettled {
+    fn take(&self, payer: &Payer, max: usize) -> Option<Place> {
+        let mut counts = self.0.lock();
+        let count = counts.entry(payer.clone()).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Place { unsettled: self.clone(), payer: payer.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.unsettled.0.lock();
+        if let Some(count) = counts.get_mut(&self.payer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.payer);
+            }
+        }
+    }
 }
 
 /// Why a request with a credential gets no permit.
@@ -66,6 +114,8 @@ pub(crate) enum Turned {
     Books(LedgerUnavailable),
     /// The proof had its outcome before.
     Replayed(Payment),
+    /// The payer has too much claimed and not settled: 429.
+    TooMany,
     /// Somebody is at it, for longer than we wait: 503.
     Busy(Payment),
     /// The proof is another request's: 409.
@@ -93,18 +143,32 @@ pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inboun
         Ok(None) => return desk.unpaid(),
         Err(malformed) => return desk.malformed(&malformed),
     };
+    let time_needed = match tariff.settle {
+        SettleWhen::BeforeUpstream => till.limits.settle_margin,
+        SettleWhen::BeforeResponse => inbound.upstream_timeout() + till.limits.settle_margin,
+    };
     let binding = Binding {
         route: tariff.route.clone(),
         method: inbound.request.method().as_str().to_owned(),
         resource: inbound.path_and_query(),
+        caller: caller(&inbound),
     };
     let Some(rail) = till.rail(&credential) else { return desk.no_rail(&credential) };
-    match till.permit(rail, &credential, tariff, &binding).await {
-        Ok(permit) => {
+    let ask = Ask { till, rail, credential: &credential, tariff, binding, time_needed, place: None };
+    match ask.permit().await {
+        Ok((permit, place)) => {
             let (till, upstreams, rail) = (till.clone(), worker.upstreams.clone(), rail.clone());
-            fare::run(Fare { till, upstreams, rail, settle: tariff.settle, desk, permit }, inbound).await
+            fare::run(Fare { till, upstreams, rail, settle: tariff.settle, desk, permit, _place: place }, inbound).await
         }
         Err(turned) => answer::turned(till, &desk, turned).await,
+    }
+}
+
+/// Who may have the outcome, by a secret of theirs if they sent one.
+fn caller(inbound: &Inbound) -> CallerId {
+    match inbound.request.headers().get(IDEMPOTENCY_KEY) {
+        Some(key) => CallerId::from_key(key.as_bytes()),
+        None => CallerId::from_address(inbound.client.addr),
     }
 }
 
@@ -115,20 +179,29 @@ impl Till {
         };
         self.rails.iter().find(|rail| rail.name() == name)
     }
+}
 
-    /// The permit for a credential. Waits, for a bounded time, while another request is at the same proof.
-    async fn permit(
-        &self,
-        rail: &Arc<dyn Rail>,
-        credential: &Credential,
-        tariff: &Tariff,
-        binding: &Binding,
-    ) -> Result<Permit, Turned> {
-        let deadline = tokio::time::Instant::now() + self.limits.busy_wait;
+/// One request's wish for a permit.
+struct Ask<'a> {
+    till: &'a Till,
+    rail: &'a Arc<dyn Rail>,
+    credential: &'a Credential,
+    tariff: &'a Tariff,
+    binding: Binding,
+    /// How long the authorization must still live, so that no work is done for one that ends before it can be settled.
+    time_needed: Duration,
+    /// Taken before the first cost that the payer can cause.
+    place: Option<Place>,
+}
+
+impl Ask<'_> {
+    /// The permit. Waits, for a bounded time, while another request is at the same proof.
+    async fn permit(mut self) -> Result<(Permit, Option<Place>), Turned> {
+        let deadline = tokio::time::Instant::now() + self.till.limits.busy_wait;
         let mut pause = BUSY_PAUSE[0];
         loop {
-            let busy = match self.try_permit(rail, credential, tariff, binding).await? {
-                Claimed::Granted(permit) => return Ok(permit),
+            let busy = match self.try_permit().await? {
+                Claimed::Granted(permit) => return Ok((permit, self.place)),
                 Claimed::Replayed(payment) => return Err(Turned::Replayed(payment)),
                 Claimed::Foreign(payment) => return Err(Turned::Foreign(payment)),
                 Claimed::Busy(payment) => payment,
@@ -143,75 +216,74 @@ impl Till {
 
     /// The books are asked first, before the credential's time, price and chain: a payer who lost the answer must get it, or its
     /// payment's state, even when the authorization has run out, the price has moved, and the nonce is used, by us.
-    async fn try_permit(
-        &self,
-        rail: &Arc<dyn Rail>,
-        credential: &Credential,
-        tariff: &Tariff,
-        binding: &Binding,
-    ) -> Result<Claimed, Turned> {
-        match self.ledger.find(credential.digest()).await? {
-            None => {
-                let checked = self.check(rail, credential, tariff).map_err(Turned::Rejected)?;
-                self.verify_and_claim(rail, &checked, binding).await
-            }
-            Some(known) => match known.clone().peek(binding, credential.digest(), self.clock.now()) {
-                Some(outcome) => Ok(outcome),
-                // Settled, and its delivery broke off: the chain need not be asked.
-                None if known.state == PaymentState::Settled => self.claim(self.again(known)).await,
-                // Claimed by a process that died: as good as new, if it is still good.
-                None => {
-                    let checked = self.check(rail, credential, tariff).map_err(Turned::Rejected)?;
-                    self.verify_and_claim(rail, &checked, binding).await
-                }
-            },
+    async fn try_permit(&mut self) -> Result<Claimed, Turned> {
+        let digest = self.credential.digest();
+        let Some(known) = self.till.ledger.find(digest).await? else { return self.verify_and_claim().await };
+        match known.clone().peek(&self.binding, digest, self.till.clock.now()) {
+            Some(outcome) => Ok(outcome),
+            // Settled, and its delivery broke off: the chain need not be asked.
+            None if known.state == PaymentState::Settled => self.claim(self.again(known)).await,
+            // Claimed by a process that died: as good as new, if it is still good.
+            None => self.verify_and_claim().await,
         }
     }
 
-    /// A bill from before a price change is good until it ends.
-    fn check(&self, rail: &Arc<dyn Rail>, credential: &Credential, tariff: &Tariff) -> Result<Checked, Rejected> {
-        let now = self.clock.now();
-        rail.check(credential, &tariff.offers, now).or_else(|rejected| {
-            if tariff.earlier_offers.is_empty() || now >= tariff.earlier_until {
-                return Err(rejected);
-            }
-            rail.check(credential, &tariff.earlier_offers, now).map_err(|_| rejected)
-        })
-    }
-
-    async fn verify_and_claim(
-        &self,
-        rail: &Arc<dyn Rail>,
-        checked: &Checked,
-        binding: &Binding,
-    ) -> Result<Claimed, Turned> {
-        match rail.verify(checked).await {
+    async fn verify_and_claim(&mut self) -> Result<Claimed, Turned> {
+        let checked = self.check().map_err(Turned::Rejected)?;
+        if self.place.is_none() {
+            let max = self.till.limits.unsettled_per_payer_max;
+            self.place = Some(self.till.unsettled.take(&checked.payer, max).ok_or(Turned::TooMany)?);
+        }
+        match self.rail.verify(&checked).await {
             Ok(()) => {}
             Err(VerifyError::Unavailable { source }) => return Err(Turned::Unverifiable(source)),
             Err(VerifyError::Rejected(rejected)) => {
                 // Perhaps because this very credential was settled while we asked: then the books know it, and the next
                 // look finds what became of it.
-                return match self.ledger.find(checked.credential.digest()).await? {
+                return match self.till.ledger.find(self.credential.digest()).await? {
                     Some(known) if known.state != PaymentState::Claimed => Ok(Claimed::Busy(known)),
                     _ => Err(Turned::Rejected(rejected)),
                 };
             }
         }
-        let now = self.clock.now();
+        let now = self.till.clock.now();
         let mut random = [0; 10];
-        self.entropy.fill(&mut random);
-        let id = PaymentId::new(now, random);
-        self.claim(claim_of(checked, binding.clone(), id, self.instance.clone(), self.limits.lease, now)).await
+        self.till.entropy.fill(&mut random);
+        let (id, lease) = (PaymentId::new(now, random), self.till.limits.lease);
+        self.claim(claim_of(&checked, self.binding.clone(), id, self.till.instance.clone(), lease, now)).await
+    }
+
+    /// All that needs no IO. A bill from before a price change is good until it ends.
+    fn check(&self) -> Result<Checked, Rejected> {
+        let (tariff, now) = (self.tariff, self.till.clock.now());
+        let checked = self.rail.check(self.credential, &tariff.offers, now).or_else(|rejected| {
+            if tariff.earlier_offers.is_empty() || now >= tariff.earlier_until {
+                return Err(rejected);
+            }
+            self.rail.check(self.credential, &tariff.earlier_offers, now).map_err(|_| rejected)
+        })?;
+        let left = checked.valid_until.since(now);
+        if left < self.time_needed {
+            return Err(Rejected {
+                code: "invalid_exact_evm_payload_authorization_valid_before".into(),
+                detail: format!(
+                    "authorization ends in {} s, and serving and settling this request may take {} s; sign one that lasts longer",
+                    left.as_secs(),
+                    self.time_needed.as_secs()
+                ),
+            });
+        }
+        Ok(checked)
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, Turned> {
         let id = claim.id;
-        match self.ledger.claim(claim).await {
+        match self.till.ledger.claim(claim).await {
             Ok(claimed) => Ok(claimed),
             Err(error) => {
                 // It may have been made all the same. Nobody works on it, so give it back; failing that, its lease ends.
                 let released = PaymentEvent::Released { code: "claim_unconfirmed".into() };
-                if let Err(second) = self.ledger.record(id, vec![released], self.clock.now()).await {
+                if let Err(second) = self.till.ledger.record(id, vec![released], self.till.clock.now()).await {
                     debug!(payment = %id, error = &second as &dyn std::error::Error, "unconfirmed claim not released");
                 }
                 Err(Turned::Books(error))
@@ -231,9 +303,9 @@ impl Till {
             amount: known.amount,
             pay_to: known.pay_to,
             valid_until: known.valid_until,
-            holder: self.instance.clone(),
-            lease: self.limits.lease,
-            now: self.clock.now(),
+            holder: self.till.instance.clone(),
+            lease: self.till.limits.lease,
+            now: self.till.clock.now(),
         }
     }
 }

@@ -33,6 +33,16 @@ pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response
             warn!(error = &error as &dyn std::error::Error, "books unavailable");
             desk.refuse(&books_unavailable(), None)
         }
+        Turned::TooMany => {
+            let detail =
+                "this payer has too many payments under way that are not settled yet; send the identical request again";
+            let refusal = Refusal {
+                retry: Retry::SameProof,
+                retry_after_s: Some(1),
+                ..Refusal::new(429, "too_many_unsettled", detail)
+            };
+            desk.refuse(&refusal, None)
+        }
         Turned::Busy(payment) => pending(desk, &payment),
         Turned::Foreign(payment) => foreign(desk, &payment),
         Turned::Replayed(payment) => replayed(till, desk, &payment).await,

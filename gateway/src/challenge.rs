@@ -30,7 +30,8 @@ const VARY_CHALLENGE: HeaderValue = HeaderValue::from_static("payment-signature,
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "payment-required, payment-response, x-payment-response, farebox-payment-id, idempotent-replayed, retry-after",
 );
-const PREFLIGHT_HEADERS: &str = "payment-signature, x-payment, access-control-expose-headers, content-type";
+const PREFLIGHT_HEADERS: &str =
+    "payment-signature, x-payment, idempotency-key, access-control-expose-headers, content-type";
 
 /// Writes the answers of one route to one caller.
 #[derive(Clone, Debug)]
@@ -170,7 +171,8 @@ impl Desk {
     }
 
     /// An upstream's answer on a paid route that was not charged (status 400 or more).
-    pub(crate) fn uncharged(&self, response: Response<Body>) -> Response<Body> {
+    pub(crate) fn uncharged(&self, mut response: Response<Body>) -> Response<Body> {
+        self.add_settlement(response.headers_mut(), None);
         Self::guard(response)
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use crate::{
-    admission::{Till, books_unavailable},
+    admission::{Place, Till, books_unavailable},
     answer,
     body::Body,
     challenge::Desk,
@@ -36,6 +36,8 @@ pub(crate) struct Fare {
     pub(crate) settle: SettleWhen,
     pub(crate) desk: Desk,
     pub(crate) permit: Permit,
+    /// Given back with the fare, whose settlement is over by then.
+    pub(crate) _place: Option<Place>,
 }
 
 /// Runs the fare and waits for its answer.

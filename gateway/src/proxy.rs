@@ -1,6 +1,6 @@
 //! One request: route it, admit it, pass it on.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use farebox_core::{Access, Refusal, Retry};
 use farebox_wire::problem;
@@ -44,6 +44,12 @@ impl Inbound {
             Some(base) => format!("{}{path}", base.as_str().trim_end_matches('/')),
             None => format!("{}{path}", self.client.origin()),
         }
+    }
+
+    /// How long the upstream may take to the head of its answer.
+    pub(crate) fn upstream_timeout(&self) -> Duration {
+        let upstream = &self.shared.routes.routes()[self.route].upstream;
+        upstream.connect_timeout + upstream.response_timeout
     }
 
     /// `Allow` of the route.

@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
-    admission::Till,
+    admission::{Till, Unsettled},
     reconciler,
     request_body::RequestBodyLimits,
     tls,
@@ -272,6 +272,7 @@ fn till(config: &GatewayConfig, ports: Ports) -> Till {
         instance: ports.instance,
         limits: config.admission,
         answer_bytes_max: config.replay.body_bytes_max as u64,
+        unsettled: Unsettled::default(),
     }
 }
 

@@ -278,6 +278,69 @@ async fn a_credential_is_good_for_its_own_request_only() {
     assert_eq!((calls.load(Ordering::SeqCst), shop.rail.charged().len()), (1, 1));
 }
 
+/// A settled authorization stands on the chain for everybody to read: with it alone nobody gets the payer's answer.
+#[tokio::test]
+async fn a_stranger_with_the_same_credential_gets_nothing() {
+    let (url, calls) = counting().await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, url).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    let keyed = |key: &str| {
+        let key = (http::HeaderName::from_static("idempotency-key"), key.parse().unwrap());
+        [credential.clone(), key].into_iter().collect()
+    };
+    assert_eq!(shop.send(Method::GET, "/paid/x", keyed("secret")).await.body, "ok 1");
+    let stranger = shop.get("/paid/x", Some(&credential)).await;
+    stranger.check(409, "proof_already_used", "never", "true");
+    assert_eq!(shop.send(Method::GET, "/paid/x", keyed("guess")).await.status, 409);
+    assert_eq!(shop.send(Method::GET, "/paid/x", keyed("secret")).await.body, "ok 1");
+    assert_eq!((calls.load(Ordering::SeqCst), shop.rail.charged().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn an_authorization_that_ends_before_it_can_be_settled_buys_no_work() {
+    let (url, calls) = counting().await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, url).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    // It lives for 60 s; the upstream may take 33, the settlement 5.
+    shop.clock.advance(Duration::from_secs(23));
+    let got = shop.get("/paid/x", Some(&credential)).await;
+    got.check(402, "invalid_exact_evm_payload_authorization_valid_before", "after_payment", "false");
+    assert_eq!((calls.load(Ordering::SeqCst), shop.ledger.payments().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn one_payer_has_only_so_much_claimed_and_not_settled() {
+    let (go, gate) = tokio::sync::watch::channel(false);
+    let address = upstream(move |_| {
+        let mut gate = gate.clone();
+        async move {
+            gate.wait_for(|open| *open).await.unwrap();
+            text("ok")
+        }
+    })
+    .await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, format!("http://{address}")).await;
+    let mut credentials = vec![];
+    for nonce in 0..33 {
+        credentials.push(shop.sign("/paid/x", nonce).await);
+    }
+    let last = credentials.pop().unwrap();
+    let waiting =
+        futures_util::future::join_all(credentials.iter().map(|credential| shop.get("/paid/x", Some(credential))));
+    let refused = async {
+        while shop.ledger.payments().len() < 32 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let got = shop.get("/paid/x", Some(&last)).await;
+        go.send(true).unwrap();
+        got
+    };
+    let (served, refused) = patiently(futures_util::future::join(waiting, refused)).await;
+    refused.check(429, "too_many_unsettled", "same_proof", "false");
+    assert!(served.iter().all(|got| got.status == 200));
+    assert_eq!(shop.get("/paid/x", Some(&last)).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_hundred_identical_requests_at_once_on_two_gateways_are_one_delivery() {
     let (url, calls) = counting().await;

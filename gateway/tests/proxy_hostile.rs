@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::{
     PATIENCE, Upstream, client, config, pass_through, patiently, raw_upstream, read_head, serve, text, upstream,
@@ -10,6 +10,7 @@ use support::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time::Instant,
 };
 
 fn status(answer: &str) -> &str {

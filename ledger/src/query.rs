@@ -113,7 +113,7 @@ pub(crate) fn record(
 fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO payments ({PAYMENT_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
-         ?22, ?23, ?24, ?25, ?26) ON CONFLICT (id) DO NOTHING"
+         ?22, ?23, ?24, ?25, ?26, ?27) ON CONFLICT (id) DO NOTHING"
     );
     let account = payment.payer.as_str();
     let asset = &payment.amount.asset;
@@ -128,6 +128,7 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         payment.binding.route.as_str(),
         payment.binding.method,
         payment.binding.resource,
+        payment.binding.caller.as_str(),
         account,
         address_of(account),
         payment.amount.units.to_string(),

@@ -4,9 +4,9 @@
 use std::{borrow::Cow, error::Error, str::FromStr, sync::Arc};
 
 use farebox_core::{
-    Amount, Answer, AnswerHeader, AssetId, Binding, BlockRef, Credential, Delivery, InstanceId, LaneKey, Network,
-    Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RouteId, StoredTransaction, Timestamp, TransactionFate,
-    TransactionId, X402Credential,
+    Amount, Answer, AnswerHeader, AssetId, Binding, BlockRef, CallerId, Credential, Delivery, InstanceId, LaneKey,
+    Network, Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RouteId, StoredTransaction, Timestamp,
+    TransactionFate, TransactionId, X402Credential,
 };
 use rusqlite::{
     Row,
@@ -30,7 +30,7 @@ pub struct CorruptRow {
 }
 
 /// In the order in which [`payment`] reads and [`bind_payment`] binds.
-pub(crate) const PAYMENT_COLUMNS: &str = "id, proof, state, reason, delivery, runs, rail, route, method, resource, \
+pub(crate) const PAYMENT_COLUMNS: &str = "id, proof, state, reason, delivery, runs, rail, route, method, resource, caller, \
      payer, payer_address, units, asset, network, pay_to, transaction_id, block_number, block_hash, valid_until, \
      created_at, updated_at, holder, lease_until, credential, digest";
 
@@ -48,6 +48,7 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
         route: RouteId::new(fields.text("route")?),
         method: fields.text("method")?,
         resource: fields.text("resource")?,
+        caller: CallerId::new(fields.text("caller")?),
     };
     let payer_text = fields.text("payer")?;
     let payer: Payer = fields.json_string("payer", &payer_text)?;

@@ -27,6 +27,7 @@ CREATE TABLE payments (
     route          TEXT    NOT NULL,
     method         TEXT    NOT NULL,
     resource       TEXT    NOT NULL,
+    caller         TEXT    NOT NULL,
     payer          TEXT    NOT NULL,
     payer_address  TEXT    NOT NULL,
     units          TEXT    NOT NULL CHECK (units <> '' AND units NOT GLOB '*[^0-9]*'),

@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Binding, Claim, Credential, EchoedRequirement, EvmAddress, InstanceId, Network,
-    Offer, Payer, PaymentId, ProofId, RailName, RouteId, Timestamp, TransferAuthorization, X402Credential, X402Version,
+    AcceptedTerms, Amount, AssetId, Binding, CallerId, Claim, Credential, EchoedRequirement, EvmAddress, InstanceId,
+    Network, Offer, Payer, PaymentId, ProofId, RailName, RouteId, Timestamp, TransferAuthorization, X402Credential,
+    X402Version,
 };
 
 /// Decimals of [`test_asset`].
@@ -100,7 +101,12 @@ pub fn test_claim(number: u64, holder: InstanceId, now: Timestamp) -> Claim {
         proof: proof_of(&credential, &test_asset()),
         credential: Arc::new(credential),
         rail: RailName::X402,
-        binding: Binding { route: RouteId::new("route"), method: "GET".into(), resource: "/v1/x".into() },
+        binding: Binding {
+            route: RouteId::new("route"),
+            method: "GET".into(),
+            resource: "/v1/x".into(),
+            caller: CallerId::from_key(b"k"),
+        },
         payer: payer.account(&test_network()),
         amount: offer.amount,
         pay_to: offer.pay_to,

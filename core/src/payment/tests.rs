@@ -4,7 +4,12 @@ use super::*;
 use crate::{AcceptedTerms, AssetId, EvmAddress, Network, TransferAuthorization, X402Credential, X402Version};
 
 fn binding(resource: &str) -> Binding {
-    Binding { route: RouteId::new("r"), method: "GET".into(), resource: resource.into() }
+    Binding {
+        route: RouteId::new("r"),
+        method: "GET".into(),
+        resource: resource.into(),
+        caller: CallerId::from_key(b"k"),
+    }
 }
 
 fn claim(holder: &str, now_s: u64) -> Claim {
@@ -64,6 +69,8 @@ fn contest(payment: &Payment, by: Claim) -> &'static str {
 #[test]
 fn a_proof_is_good_for_one_request_only() {
     let payment = Payment::first(claim("a", 1));
+    let stranger = Binding { caller: CallerId::from_address([192, 0, 2, 1].into()), ..binding("/a?b") };
+    assert_eq!(contest(&payment, Claim { binding: stranger, ..claim("a", 100) }), "foreign");
     let elsewhere = Claim { binding: binding("/dear"), ..claim("a", 100) };
     assert_eq!(contest(&payment, elsewhere), "foreign");
     let mut other = claim("a", 100);

@@ -7,8 +7,8 @@ mod rules;
 use std::{fmt, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Amount, Answer, AnswerHeader, Binding, BlockRef, Claim, Claimed, Credential, InstanceId, LaneKey, Offer, Payment,
-    PaymentEvent, PaymentId, RailName, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Amount, Answer, AnswerHeader, Binding, BlockRef, CallerId, Claim, Claimed, Credential, InstanceId, LaneKey, Offer,
+    Payment, PaymentEvent, PaymentId, RailName, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     X402Credential,
     ports::{Ledger, TransactionStore},
 };
@@ -107,6 +107,7 @@ impl ClaimOf {
                 route: route(self.resource % 2),
                 method: "GET".into(),
                 resource: format!("/{}?q='\"%00\u{1b}é", self.resource),
+                caller: CallerId::from_key(b"key"),
             },
             payer: payer.account(&test_network()),
             amount: offer.amount,

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use clap::Parser;
 use farebox_core::{
-    Binding, Credential, EvmAddress, InstanceId, Payer, Price,
+    Binding, CallerId, Credential, EvmAddress, InstanceId, Payer, Price,
     ports::{Ledger as _, Rail as _, TransactionStore as _},
 };
 use farebox_ledger::{SqliteLedger, SqliteOptions};
@@ -54,6 +54,7 @@ async fn claim(ledger: &SqliteLedger, number: u64) {
             route: RouteId::new("reports"),
             method: "GET".into(),
             resource: "=cmd|'/c calc'!A1,\"\n".into(),
+            caller: CallerId::from_key(b"key"),
         },
         payer: Payer::new(&test_network(), &format!("{:x}", EvmAddress([0xab; 20]))),
         amount: offer.amount,
