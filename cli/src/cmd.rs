@@ -58,7 +58,7 @@ enum Command {
     /// List or export the payments in the ledger
     Payments(payments::PaymentsArgs),
     /// Request a URL and pay for it if it asks to be paid
-    Pay(pay::PayArgs),
+    Pay(Box<pay::PayArgs>),
 }
 
 /// Runs the command.
@@ -83,7 +83,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 entropy: Arc::new(OsEntropy),
                 environment: system::environment,
             };
-            serve::runtime()?.block_on(Box::pin(pay::run(args, context)))
+            serve::runtime()?.block_on(Box::pin(pay::run(*args, context)))
         }
     }
 }

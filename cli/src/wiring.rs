@@ -1,15 +1,15 @@
 //! Who is who: puts ledger, rails and gateway together as the config says.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use farebox_core::{
-    Access, Challenge, InstanceId, Offer, Refusal, Resource, Tariff, Timestamp,
+    Access, Challenge, Decimal, InstanceId, Offer, Price, Refusal, Resource, Tariff, Timestamp,
     ports::{Clock, Entropy, Ledger, Rail},
 };
 use farebox_evm::{ChainConfig, EvmRail};
 use farebox_gateway::{Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles};
-use farebox_ledger::{SqliteLedger, SqliteOptions};
+use farebox_ledger::{AssetName, SqliteLedger, SqliteOptions};
 
 use crate::{
     config::{Config, PaidRoute, Route, read::Notes},
@@ -52,10 +52,28 @@ pub(crate) async fn open(config: &Config, ledger: &Path, chains: Vec<ChainConfig
     let ledger = Arc::new(ledger);
     let mut rails: Vec<Arc<dyn Rail>> = Vec::new();
     if !chains.is_empty() {
+        let symbols: BTreeSet<String> =
+            chains.iter().flat_map(|chain| &chain.assets).map(|asset| asset.symbol.clone()).collect();
         let rail = EvmRail::connect(chains, ledger.clone(), clock.clone()).await?;
+        ledger.name_assets(names(&rail, symbols)).await.context("the ledger could not be told the tokens' names")?;
         rails.push(Arc::new(rail));
     }
     Ok(Shop { instance, clock, entropy, ledger, rails })
+}
+
+/// What people call the tokens, for whoever reads the books: the offer for one whole token has its decimals.
+fn names(rail: &dyn Rail, symbols: BTreeSet<String>) -> Vec<AssetName> {
+    let mut names = Vec::new();
+    for symbol in symbols {
+        let one = Price::Token { amount: Decimal::from_units(1, 0), symbol: symbol.clone() };
+        // A token that has no such offer is read in the books as a count of its units.
+        for offer in rail.offers(&one).unwrap_or_default() {
+            if let Some(decimals) = offer.amount.units.checked_ilog10().and_then(|log| u8::try_from(log).ok()) {
+                names.push(AssetName { asset: offer.amount.asset, symbol: symbol.clone(), decimals });
+            }
+        }
+    }
+    names
 }
 
 /// Makes every route's tariff and listens.

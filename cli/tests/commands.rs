@@ -1,5 +1,7 @@
 //! The binary as its user meets it: arguments, files and environment in; text and exit code out.
 
+#![expect(clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{
     path::Path,
     process::{Command, Output},

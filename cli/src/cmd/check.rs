@@ -54,11 +54,16 @@ fn look(args: &Args, globals: &Globals, findings: &mut Findings) -> anyhow::Resu
         Err(mistakes) => return Ok(Err(mistakes)),
     };
     let path = globals.config.display();
-    let (routes, networks) = (config.routes.len(), config.chains.len());
-    findings.pass("config", path.to_string(), format!("{routes} routes and {networks} chains; every secret is there"));
+    let (routes, networks) = (count(config.routes.len(), "route"), count(config.chains.len(), "chain"));
+    findings.pass("config", path.to_string(), format!("{routes} and {networks}; every secret is there"));
     world::worth(&config, findings);
     if !args.offline {
         runtime()?.block_on(Box::pin(world::ask(&config, chains, findings)));
     }
     Ok(Ok(()))
+}
+
+/// Such as `1 route`, `2 routes`.
+fn count(number: usize, of: &str) -> String {
+    format!("{number} {of}{}", if number == 1 { "" } else { "s" })
 }

@@ -165,10 +165,10 @@ fn mask_urls(chars: &mut [char], path_shown_max: usize) {
         if let Some(user_end) = chars[host..end].iter().rposition(|c| *c == '@') {
             chars[host..host + user_end].fill('*');
         }
-        if let Some(path) = chars[host..end].iter().position(|c| matches!(c, '/' | '?' | '#')) {
-            if end - (host + path + 1) > path_shown_max {
-                chars[host + path + 1..end].fill('*');
-            }
+        if let Some(path) = chars[host..end].iter().position(|c| matches!(c, '/' | '?' | '#'))
+            && end - (host + path + 1) > path_shown_max
+        {
+            chars[host + path + 1..end].fill('*');
         }
         at = end;
     }

@@ -219,7 +219,7 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
     }
     let admission = value(file.admission).and_then(|literal| {
         let span = literal.lease.as_ref()?.span();
-        let limits = resolve_admission(literal)?;
+        let limits = resolve_admission(AdmissionLimits::default(), literal)?;
         if let (Some(chains), Some(routes)) = (&chains, &routes) {
             note_short_lease(&limits, span, chains, routes, notes);
         }
@@ -285,12 +285,12 @@ fn resolve_replay(replay: ReplayLiteral) -> Option<Replay> {
     Some(Replay { body_bytes_max: value(replay.body_bytes_max)?.0, keep_for: value(replay.keep_for)?.0 })
 }
 
-fn resolve_admission(admission: AdmissionLiteral) -> Option<AdmissionLimits> {
-    Some(AdmissionLimits {
-        busy_wait: value(admission.busy_wait)?.0,
-        lease: value(admission.lease)?.0,
-        answer_timeout: value(admission.answer_timeout)?.0,
-    })
+/// `limits`: the gateway's own, for what the config has no key for.
+fn resolve_admission(mut limits: AdmissionLimits, admission: AdmissionLiteral) -> Option<AdmissionLimits> {
+    limits.busy_wait = value(admission.busy_wait)?.0;
+    limits.lease = value(admission.lease)?.0;
+    limits.answer_timeout = value(admission.answer_timeout)?.0;
+    Some(limits)
 }
 
 fn resolve_reconciler(reconciler: ReconcilerLiteral) -> Option<ReconcilerLimits> {

@@ -98,6 +98,6 @@ impl fmt::Display for Findings {
         }
         let count = |outcome| self.0.iter().filter(|finding| finding.outcome == outcome).count();
         let (pass, warn, fail) = (count(Outcome::Pass), count(Outcome::Warn), count(Outcome::Fail));
-        writeln!(f, "{pass} passed, {warn} warnings, {fail} failed")
+        writeln!(f, "{pass} passed, {}, {fail} failed", super::count(warn, "warning"))
     }
 }

@@ -189,7 +189,9 @@ async fn trial(
 
 async fn ask_bill(route: &Route, url: String, subject: String, findings: &mut Findings) {
     match bill_of(target_method(route), &url).await {
-        Ok(offers) => findings.pass("bill", subject, format!("is answered 402 with a bill of {offers} offers")),
+        Ok(offers) => {
+            findings.pass("bill", subject, format!("is answered 402 with a bill of {}", super::count(offers, "offer")))
+        }
         Err(error) => findings.fail("bill", subject, format!("{error:#}")),
     }
 }
