@@ -104,3 +104,6 @@ fn proof(offer: &Offer, token: EvmAddress, x402: &X402Credential) -> ProofId {
     let a = &x402.authorization;
     ProofId::new(format!("eip3009:{}:{token:x}:{:x}:0x{}", offer.network(), a.from, hex::encode(a.nonce)))
 }
+
+#[cfg(test)]
+mod tests;

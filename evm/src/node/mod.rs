@@ -129,11 +129,8 @@ impl Node {
     pub(crate) async fn receipts(&self, hashes: &[B256]) -> Result<Vec<Receipt>, NoAnswer> {
         let mut found = Vec::new();
         for chunk in hashes.chunks(BATCH_MAX) {
-            let answers = self
-                .ask("eth_getTransactionReceipt", |endpoint| async move {
-                    endpoint.receipts(chunk).await.map_err(Into::into)
-                })
-                .await?;
+            let answers =
+                self.ask("eth_getTransactionReceipt", |endpoint| async move { endpoint.receipts(chunk).await }).await?;
             found.extend(answers.into_iter().flatten());
         }
         Ok(found)
@@ -190,7 +187,7 @@ impl Node {
         let mut failed = None;
         for rested in [true, false] {
             for endpoint in self.endpoints.iter().filter(|e| e.rested() == rested) {
-                let error = match tokio::time::timeout(self.timeout, ask(endpoint.clone())).await {
+                let error = match tokio::time::timeout(self.timeout, Box::pin(ask(endpoint.clone()))).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => error,
                     Err(_) => EndpointError::TimedOut(self.timeout),
