@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use farebox_core::{Challenge, Credential, Refusal, Resource, Tariff, X402Version};
+use farebox_core::{Challenge, Credential, PaymentId, Refusal, Resource, Tariff, X402Version};
 use farebox_wire::{
     CredentialError, page, problem,
     x402::{
@@ -19,6 +19,9 @@ use http::{
 };
 
 use crate::{body::Body, proxy::Inbound};
+
+/// Our name for a payment: to the upstream, so that it can tell a repeat, and to the payer.
+pub(crate) const PAYMENT_ID: HeaderName = HeaderName::from_static("farebox-payment-id");
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static(problem::CONTENT_TYPE);
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -165,7 +168,15 @@ impl Desk {
     }
 
     /// An upstream's answer that was paid for.
-    pub(crate) fn paid(&self, mut response: Response<Body>, settlement: &SettlementResponse) -> Response<Body> {
+    pub(crate) fn paid(
+        &self,
+        mut response: Response<Body>,
+        payment: PaymentId,
+        settlement: &SettlementResponse,
+    ) -> Response<Body> {
+        if let Ok(id) = HeaderValue::try_from(payment.to_string()) {
+            response.headers_mut().insert(PAYMENT_ID, id);
+        }
         self.add_settlement(response.headers_mut(), Some(settlement));
         Self::guard(response)
     }

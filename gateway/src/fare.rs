@@ -19,14 +19,13 @@ use crate::{
     admission::{Place, Till, books_unavailable},
     answer,
     body::Body,
-    challenge::Desk,
+    challenge::{Desk, PAYMENT_ID},
     delivery::{DeliveryBody, Hold, answer_headers},
     proxy::Inbound,
     upstream::{UpstreamBody, UpstreamError, Upstreams},
 };
 
 const PAYER: HeaderName = HeaderName::from_static("farebox-payer");
-const PAYMENT_ID: HeaderName = HeaderName::from_static("farebox-payment-id");
 
 /// What a paid request needs after its claim.
 pub(crate) struct Fare {
@@ -267,7 +266,7 @@ impl Fare {
                 booked.into_response()
             }
         };
-        self.desk.paid(response, &answer::charged(receipt))
+        self.desk.paid(response, receipt.payment, &answer::charged(receipt))
     }
 
     fn id(&self) -> PaymentId {

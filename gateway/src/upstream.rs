@@ -149,7 +149,8 @@ impl Upstreams {
         let limits = self.request_limits[route];
         let (request, progress) = origin.prepare(request, client, limits)?;
         let mut response = if origin.config.http2 {
-            send_h2(origin, request, progress.as_deref(), limits).await?
+            // Boxed, as everything rare on this way: the future is kept, and moved, for every request of every connection.
+            Box::pin(send_h2(origin, request, progress.as_deref(), limits)).await?
         } else {
             send_h1(origin, request, progress.as_deref(), limits).await?
         };
@@ -233,11 +234,11 @@ async fn send_h1(
         let now = Instant::now();
         let (mut sender, idle) = match origin.checkout(now) {
             Some((sender, idle)) => (sender, Some(idle)),
-            None => (origin.connect_h1().await?, None),
+            None => (Box::pin(origin.connect_h1()).await?, None),
         };
         let repeatable = request.method().is_safe() && progress.is_none();
         if idle.is_some_and(|idle| idle >= DOUBTFUL_IDLE) && repeatable {
-            spare = Some(copy_of(&request));
+            spare = Some(Box::new(copy_of(&request)));
         }
         let sent = sender.try_send_request(request);
         match deadline(sent, now + origin.config.response_timeout, origin.config.response_timeout, progress).await? {
@@ -254,7 +255,7 @@ async fn send_h1(
                 }
                 let error = failed.into_error();
                 match spare.take() {
-                    Some(copy) if is_reset(&error) => request = copy,
+                    Some(copy) if is_reset(&error) => request = *copy,
                     _ => return Err(failure(error, progress, limits)),
                 }
             }

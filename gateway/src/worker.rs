@@ -167,7 +167,8 @@ impl Worker {
             }
             Some(acceptor) => {
                 let peer = peer(Scheme::HTTPS);
-                let tls = tokio::time::timeout(config.limits.header_read_timeout, acceptor.accept(tcp)).await??;
+                let tls =
+                    Box::pin(tokio::time::timeout(config.limits.header_read_timeout, acceptor.accept(tcp))).await??;
                 let kind = if tls.get_ref().1.alpn_protocol() == Some(b"h2") { Kind::Http2 } else { Kind::Http1 };
                 self.speak(kind, TokioIo::new(Box::new(tls)), peer).await?;
             }
@@ -175,6 +176,7 @@ impl Worker {
         Ok(())
     }
 
+    // What differs by protocol is boxed: else every idle connection is as large as the largest of them.
     async fn speak<T>(self: Arc<Self>, kind: Kind, io: T, peer: Arc<Peer>) -> hyper::Result<()>
     where
         T: Read + Write + Unpin + Send + 'static,
@@ -197,11 +199,11 @@ impl Worker {
         match kind {
             Kind::Http1 => {
                 let connection = self.protocols.http1.serve_connection(io, service).with_upgrades();
-                connection::run(connection, &activity, limits, draining).await
+                Box::pin(connection::run(connection, &activity, limits, draining)).await
             }
             Kind::Http2 => {
                 let connection = self.protocols.http2.serve_connection(io, service);
-                connection::run(connection, &activity, limits, draining).await
+                Box::pin(connection::run(connection, &activity, limits, draining)).await
             }
         }
     }
