@@ -91,7 +91,10 @@ impl Peer {
         }
         let authority = parse_authority(value.as_bytes())?;
         let forwarded = self.forwarded(&self.scheme, Some(&authority));
-        *last = Some(Host { value: value.clone(), authority: authority.clone(), forwarded });
+        // A copy of the bytes: a clone would keep the whole buffer that the head was read into, for as long as the connection lives.
+        let value =
+            HeaderValue::from_bytes(value.as_bytes()).map_err(|_| BadTarget { reason: "has an invalid Host" })?;
+        *last = Some(Host { value, authority: authority.clone(), forwarded });
         Ok(authority)
     }
 

@@ -163,14 +163,14 @@ impl Worker {
                     },
                     _ = draining.wait_for(|draining| *draining) => return Ok(()),
                 };
-                self.speak(kind, TokioIo::new(tcp), peer).await?;
+                Box::pin(self.speak(kind, TokioIo::new(tcp), peer)).await?;
             }
             Some(acceptor) => {
                 let peer = peer(Scheme::HTTPS);
                 let tls =
                     Box::pin(tokio::time::timeout(config.limits.header_read_timeout, acceptor.accept(tcp))).await??;
                 let kind = if tls.get_ref().1.alpn_protocol() == Some(b"h2") { Kind::Http2 } else { Kind::Http1 };
-                self.speak(kind, TokioIo::new(Box::new(tls)), peer).await?;
+                Box::pin(self.speak(kind, TokioIo::new(Box::new(tls)), peer)).await?;
             }
         }
         Ok(())
@@ -188,11 +188,12 @@ impl Worker {
         let service = service_fn(move |request: Request<Incoming>| {
             let in_flight = noted.request();
             let (worker, peer) = (worker.clone(), peer.clone());
-            async move {
+            // Boxed: hyper keeps room for it on every connection, idle ones too.
+            Box::pin(async move {
                 let response = proxy::handle(&worker, &peer, request).await;
                 let served: Response<ServedBody> = response.map(|body| ServedBody { body, _in_flight: in_flight });
                 Ok::<_, Infallible>(served)
-            }
+            })
         });
         let limits = &self.shared.config.limits;
         let draining = self.draining.clone();
