@@ -56,7 +56,8 @@ pub(crate) fn check<'a>(
     let mut signed = None;
     if let Some(key) = key {
         for offer in offers {
-            let (token, _) = known(offer)?;
+            // Offers of other rails, or of a token that was dropped from the config, are not ours to check.
+            let Some((token, _)) = find(&offer.amount.asset) else { continue };
             let fits = || match_offer(&x402.accepted, &x402.authorization, slice::from_ref(offer)).is_ok();
             if fits() && signature::signer(signature::digest(token.domain, &x402.authorization), &key) == Some(from) {
                 signed = Some(offer);

@@ -112,3 +112,32 @@ pub(crate) fn address_of(key: &PublicKey) -> Address {
     let point = key.serialize_uncompressed();
     Address::from_slice(&keccak256(&point[1..])[12..])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+
+    #[test]
+    fn a_key_never_prints_and_its_errors_do_not_repeat_it() {
+        let key = EvmKey::from_hex(&format!(" 0x{KEY}\n")).unwrap();
+        assert_eq!(format!("{key:?}"), "EvmKey(0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266)");
+        let short = EvmKey::from_hex(&KEY[1..]).unwrap_err();
+        assert!(!format!("{short:?} {short}").contains(&KEY[1..9]));
+        assert!(matches!(EvmKey::from_bytes(&[0; 32]), Err(KeyError::Range)));
+    }
+
+    #[test]
+    fn a_keystore_opens_with_its_password_alone() {
+        use alloy::signers::{k256::elliptic_curve::rand_core::OsRng, local::LocalSigner};
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = hex::decode(KEY).unwrap();
+        let name = "relayer.json";
+        LocalSigner::encrypt_keystore(folder.path(), &mut OsRng, bytes, "right", Some(name)).unwrap();
+        let path = folder.path().join(name);
+        let opened = EvmKey::from_keystore(&path, "right").unwrap();
+        assert_eq!(opened.address(), EvmKey::from_hex(KEY).unwrap().address());
+        assert!(matches!(EvmKey::from_keystore(&path, "wrong"), Err(KeyError::Keystore { .. })));
+    }
+}

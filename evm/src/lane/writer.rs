@@ -37,7 +37,9 @@ use crate::{
 /// Settlements signed at once, so that one commit of the store serves them all.
 const BATCH_MAX: usize = 32;
 /// How often the lane looks after what is in flight.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
+/// What is in flight for longer makes the lane compare itself with the chain.
+const SURVEY_AFTER: Duration = Duration::from_secs(2);
 /// What a nonce that was used by nobody we know of is given: a node's receipts may lag behind its count of transactions.
 const DISPLACED_MAX: u8 = 10;
 /// After so many looks at a count that went back it is a reorganisation and not a node that lags.
@@ -411,7 +413,7 @@ impl Writer {
     /// Looks after what has been in flight for long.
     async fn tend(&mut self) {
         self.look_up_unsure().await;
-        let patience = TICK.min(self.limits.bump_after);
+        let patience = SURVEY_AFTER.min(self.limits.bump_after);
         let late = self.unmined.values().any(|entry| entry.sent_at.elapsed() >= patience);
         if late && !self.surveying {
             self.surveying = true;

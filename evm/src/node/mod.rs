@@ -232,7 +232,15 @@ impl Answered {
     /// way. Everything else (rate limits, missing headers, internal errors) says nothing about the call.
     fn is_execution(&self) -> bool {
         let says = |words: &[&str]| words.iter().any(|w| self.lower.contains(w));
-        self.code == 3 || says(&["execution reverted", "vm exception", "out of gas", "outofgas", "invalid opcode"])
+        self.code == 3
+            || says(&[
+                "execution reverted",
+                "vm exception",
+                "vm execution error",
+                "out of gas",
+                "outofgas",
+                "invalid opcode",
+            ])
     }
 
     /// What a refused broadcast means. Nodes agree on geth's words.

@@ -95,10 +95,23 @@ impl Anvil {
         answer["result"].clone()
     }
 
-    /// Sends a transaction of the development account, without waiting for a block.
+    /// Sends a transaction of the development account and waits until it is mined: anvil answers a little before.
     pub(crate) async fn send(&self, to: &str, data: Vec<u8>) -> String {
         let tx = json!({"from": DEV, "to": to, "data": Bytes::from(data), "gas": "0x7a120"});
-        self.rpc("eth_sendTransaction", json!([tx])).await.as_str().unwrap().to_owned()
+        let hash = self.rpc("eth_sendTransaction", json!([tx])).await;
+        self.receipt(&hash).await;
+        hash.as_str().unwrap().to_owned()
+    }
+
+    async fn receipt(&self, hash: &Value) -> Value {
+        for _ in 0..1_000 {
+            let receipt = self.rpc("eth_getTransactionReceipt", json!([hash])).await;
+            if !receipt.is_null() {
+                return receipt;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("{hash} was not mined");
     }
 
     pub(crate) async fn mint(&self, to: &str, amount: u64) {
@@ -123,7 +136,7 @@ impl Anvil {
         let args = DemoWallet::constructorCall { owner: owner.parse().unwrap() }.abi_encode();
         let tx = json!({"from": DEV, "data": Bytes::from([code.as_ref(), &args].concat()), "gas": "0x1e8480"});
         let hash = self.rpc("eth_sendTransaction", json!([tx])).await;
-        self.rpc("eth_getTransactionReceipt", json!([hash])).await["contractAddress"].as_str().unwrap().to_owned()
+        self.receipt(&hash).await["contractAddress"].as_str().unwrap().to_owned()
     }
 }
 

@@ -8,7 +8,10 @@ use farebox_core::{
 };
 use serde_json::json;
 
-use crate::harness::{SELLER, World, in_doubt, payment, transaction_of};
+use crate::{
+    harness::{SELLER, World, in_doubt, payment, transaction_of},
+    proxy::{Fault, Proxy},
+};
 
 /// Of [`crate::harness::RELAYER`].
 const RELAYER_ADDRESS: &str = "0xa0Ee7A142d267C1f36714E4a8F75612F20a79720";
@@ -174,4 +177,46 @@ async fn sixteen_at_once_settle_quickly() {
     let rate = (count / 16 * 16) as f64 / started.elapsed().as_secs_f64();
     println!("settled: {rate:.0} payments/s");
     assert!(rate > if cfg!(debug_assertions) { 20.0 } else { 300.0 }, "{rate}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_wait_for_a_receipt_nor_take_batches_is_polled() {
+    for refused in ["eth_sendRawTransactionSync", "["] {
+        let world = World::through(
+            &[],
+            |url| {
+                let (proxy, url) = Proxy::start(url);
+                let error = r#"{"jsonrpc":"2.0","id":0,"error":{"code":-32601,"message":"method not found"}}"#;
+                proxy.set(Fault::Say(refused, error));
+                url
+            },
+            |_| (),
+        )
+        .await;
+        let world = Arc::new(world);
+        assert_eq!(settle_many(&world, 50).await, 50, "{refused}");
+        no_gap(&world, 50).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_asked_over_a_websocket_too() {
+    let world = World::through(&[], |url| url.replacen("http", "ws", 1), |_| ()).await;
+    let checked = world.check(&world.credential().await);
+    world.rail.verify(&checked).await.unwrap();
+    transaction_of(&world.settle(&payment(&checked)).await);
+    assert_eq!(world.anvil.balance(SELLER).await, 10_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settled_payment_whose_fate_was_not_noted_is_found_by_its_receipt() {
+    let world = World::new(&[]).await;
+    let claimed = world.claimed().await;
+    let transaction = transaction_of(&world.settle(&claimed).await);
+    // The store lost the fate, and the gateway restarts: the chain still knows.
+    world.store.rows.lock()[0].fate = TransactionFate::Open;
+    let restarted = world.restarted().await;
+    let found = restarted.resolve(&in_doubt(&claimed, &world.store)).await;
+    assert_eq!(transaction_of(&found), transaction);
+    assert_eq!(world.store.rows.lock()[0].fate, TransactionFate::Succeeded);
 }

@@ -1,5 +1,11 @@
 //! The rail against a real node: anvil, with the demo's token at USDC's address on Base Sepolia.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends at the first surprise, and tells its figures"
+)]
+
 mod harness;
 mod lane;
 mod proxy;

@@ -77,7 +77,12 @@ impl Proxy {
             self.requests.fetch_add(1, Ordering::SeqCst);
             let fault = self.fault.lock().clone();
             let text = String::from_utf8_lossy(&body).into_owned();
-            let named = |method: &str| text.contains(&format!("\"{method}"));
+            // "[" stands for a batch.
+            let named = |method: &str| {
+                text.contains(&format!("\"{method}\""))
+                    || (method == "[" && text.starts_with('['))
+                    || (method == "eth_" && text.contains("eth_"))
+            };
             if matches!(fault, Some(Fault::Down)) {
                 return Ok(());
             }
