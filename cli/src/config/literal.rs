@@ -130,6 +130,10 @@ keys! {
         "busy_wait" busy_wait: Timeout, Default("\"10s\"");
         /// How long a claim is held without a sign of life from who holds it. Longer than any upstream and settlement together.
         "lease" lease: Millis<10_000, 86_400_000>, Default("\"10m\"");
+        /// How many payments of one payer may be claimed and not yet settled. Each may cost an upstream call, and the gas of a transaction that reverts because the payer's balance is gone.
+        "unsettled_per_payer_max" unsettled_per_payer_max: Count<1, 100_000>, Default("32");
+        /// How much longer than its upstream may take an authorization must live, for the settlement that follows.
+        "settle_margin" settle_margin: Millis<1_000, 600_000>, Default("\"5s\"");
         /// How long the body of an answer that is small enough to be kept may take; after that the payment is not charged.
         "answer_timeout" answer_timeout: Timeout, Default("\"60s\"");
     }

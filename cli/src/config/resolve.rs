@@ -219,9 +219,10 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
     }
     let admission = value(file.admission).and_then(|literal| {
         let span = literal.lease.as_ref()?.span();
-        let limits = resolve_admission(AdmissionLimits::default(), literal)?;
+        let limits = resolve_admission(literal)?;
         if let (Some(chains), Some(routes)) = (&chains, &routes) {
             note_short_lease(&limits, span, chains, routes, notes);
+            note_short_bills(&limits, chains, routes, notes);
         }
         Some(limits)
     });
@@ -285,12 +286,14 @@ fn resolve_replay(replay: ReplayLiteral) -> Option<Replay> {
     Some(Replay { body_bytes_max: value(replay.body_bytes_max)?.0, keep_for: value(replay.keep_for)?.0 })
 }
 
-/// `limits`: the gateway's own, for what the config has no key for.
-fn resolve_admission(mut limits: AdmissionLimits, admission: AdmissionLiteral) -> Option<AdmissionLimits> {
-    limits.busy_wait = value(admission.busy_wait)?.0;
-    limits.lease = value(admission.lease)?.0;
-    limits.answer_timeout = value(admission.answer_timeout)?.0;
-    Some(limits)
+fn resolve_admission(admission: AdmissionLiteral) -> Option<AdmissionLimits> {
+    Some(AdmissionLimits {
+        busy_wait: value(admission.busy_wait)?.0,
+        lease: value(admission.lease)?.0,
+        unsettled_per_payer_max: usize::try_from(value(admission.unsettled_per_payer_max)?.0).ok()?,
+        settle_margin: value(admission.settle_margin)?.0,
+        answer_timeout: value(admission.answer_timeout)?.0,
+    })
 }
 
 fn resolve_reconciler(reconciler: ReconcilerLiteral) -> Option<ReconcilerLimits> {
@@ -321,6 +324,32 @@ fn note_short_lease(
             duration_text(longest)
         );
         notes.wrong::<()>(span, "admission.lease", what);
+    }
+}
+
+/// A route whose upstream may take as long as a bill lives would refuse every payment: too little of it is left to settle in.
+fn note_short_bills(limits: &AdmissionLimits, chains: &[Chain], routes: &[Route], notes: &mut Notes) {
+    let Some(shortest) = chains.iter().min_by_key(|chain| chain.limits.max_timeout_s) else { return };
+    let lives = Duration::from_secs(shortest.limits.max_timeout_s);
+    for (index, route) in routes.iter().enumerate() {
+        let upstream = match route.paid.as_ref().map(|paid| paid.settle) {
+            None => continue,
+            Some(SettleWhen::BeforeUpstream) => Duration::ZERO,
+            Some(SettleWhen::BeforeResponse) => route.upstream.connect_timeout + route.upstream.response_timeout,
+        };
+        let needed = upstream + limits.settle_margin;
+        if needed < lives {
+            continue;
+        }
+        let what = format!(
+            "every payment would be refused: serving and settling may take {}, and a bill of {} lives {}",
+            duration_text(needed),
+            shortest.network,
+            duration_text(lives)
+        );
+        let hint =
+            "raise the chain's `max_timeout`, lower the route's `response_timeout`, or settle = \"before_upstream\"";
+        notes.wrong_hint::<()>(route.span.clone(), format!("route[{index}]"), what, hint);
     }
 }
 
