@@ -41,7 +41,7 @@ for (const name of CONTRACTS) {
     optimizerRuns: input.settings.optimizer.runs,
     abi,
     bytecode: `0x${evm.bytecode.object}`,
-    runtime: `0x${evm.deployedBytecode.object}`,
+    deployedBytecode: `0x${evm.deployedBytecode.object}`,
   };
   const text = `${JSON.stringify(artifact, null, 1)}\n`;
   const file = here(`${name}.json`);
