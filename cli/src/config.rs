@@ -1,5 +1,6 @@
 //! The config file: read with every mistake told at once, then resolved into what the rest of the binary works with.
 
+mod consistency;
 pub(crate) mod literal;
 pub(crate) mod mistake;
 pub(crate) mod read;
