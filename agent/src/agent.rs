@@ -1,24 +1,27 @@
 //! The agent: what it is made of, and what a caller gets from it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
     Offer, PaymentId, Timestamp, TransactionId,
     ports::{Clock, Entropy, Wallet},
 };
 use farebox_wire::x402::Requirement;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use reqwest::{Request, Response};
 
 use crate::{
-    bill::{self, BILL_BODY_BYTES_MAX, Bill},
-    delivery,
+    bill::{self, BILL_BODY_BYTES_MAX, Bill, Billed},
+    delivery::{self, Peeked},
     error::{BuildError, FetchError, RequestError, TransportError},
     journal::Journal,
     policy::{Acceptable, DollarAsset, Outstanding, Policy, PolicyRule, Usd},
     request::Replayable,
     retry::{Redirects, RetryPolicy},
 };
+
+/// How often an unpaid request is sent again. Few: nothing is at stake, and the caller wants to know of a wrong address soon.
+const UNPAID_RETRIES_MAX: usize = 3;
 
 /// A client that can pay. Cheap to clone; clones share connections, wallet and journal.
 #[derive(Clone, Debug)]
@@ -210,6 +213,17 @@ pub enum Note {
     },
     /// The answer to a payment is a redirect, which was not followed.
     RedirectNotFollowed,
+    /// The body of the 402 asks for other terms than its header. The header's were taken.
+    BodyDisagrees,
+    /// The receipt tells of another payment than the one that was made.
+    ReceiptDiffers {
+        /// `amount`, `network` or `payer`.
+        field: &'static str,
+        /// As it was signed.
+        signed: String,
+        /// As the receipt has it, cut and escaped.
+        receipt: String,
+    },
 }
 
 /// What a request would cost. Nothing is signed for it.
@@ -225,6 +239,8 @@ pub enum Quote {
         bill: Box<Bill>,
         /// Its offers, judged, in the bill's order.
         offers: Vec<QuotedOffer>,
+        /// What is odd about it.
+        notes: Vec<Note>,
     },
 }
 
@@ -239,10 +255,16 @@ pub struct QuotedOffer {
     pub chosen: bool,
 }
 
+/// What one unpaid attempt came to.
+enum Asked {
+    Answer(Response),
+    Bill(HeaderMap, Peeked),
+}
+
 /// What an unpaid request came to.
 enum Hop {
     Answer(Response),
-    Bill(Bill),
+    Bill(Billed),
     Moved(Replayable),
 }
 
@@ -281,7 +303,7 @@ impl Agent {
             }
             match self.ask(&request, started, &mut hops_left).await? {
                 Hop::Answer(response) => return Ok(Fetched { response, payment: None }),
-                Hop::Bill(bill) => return Box::pin(self.pay(&request, &bill, started)).await,
+                Hop::Bill(billed) => return Box::pin(self.pay(&request, billed, started)).await,
                 Hop::Moved(next) => request = next,
             }
         }
@@ -298,13 +320,13 @@ impl Agent {
         loop {
             match self.ask(&request, started, &mut hops_left).await? {
                 Hop::Answer(response) => return Ok(Quote::Free(Box::new(response))),
-                Hop::Bill(bill) => return Ok(self.quoted(request.url, bill)),
+                Hop::Bill(billed) => return Ok(self.quoted(request.url, billed)),
                 Hop::Moved(next) => request = next,
             }
         }
     }
 
-    fn quoted(&self, url: url::Url, bill: Bill) -> Quote {
+    fn quoted(&self, url: url::Url, Billed { bill, notes }: Billed) -> Quote {
         let policy = &self.parts.policy;
         let chosen = policy.choose(&bill, Outstanding::default()).ok().map(|choice| choice.index);
         let judged = |(index, asked): (usize, &Requirement)| QuotedOffer {
@@ -313,18 +335,28 @@ impl Agent {
             chosen: chosen == Some(index),
         };
         let offers = bill.requirements.iter().enumerate().map(judged).collect();
-        Quote::Bill { url, bill: Box::new(bill), offers }
+        Quote::Bill { url, bill: Box::new(bill), offers, notes }
     }
 
-    /// Sends the request without a payment, once.
+    /// Sends the request without a payment, and again while no answer comes and nothing can be done twice by it.
     async fn ask(&self, request: &Replayable, started: Started, hops_left: &mut u32) -> Result<Hop, FetchError> {
-        let network = |source| FetchError::Network { host: request.host(), source };
-        let response = self.send(request.to_request(None), started).await.map_err(network)?;
-        if response.status() == StatusCode::PAYMENT_REQUIRED {
-            let headers = response.headers().clone();
-            let peeked = delivery::peek(response, BILL_BODY_BYTES_MAX, started.until).await.map_err(network)?;
-            return Ok(Hop::Bill(bill::read(&headers, peeked.whole())?));
-        }
+        let mut waits = self.waits().take(UNPAID_RETRIES_MAX);
+        let asked = loop {
+            let error = match self.ask_once(request, started).await {
+                Ok(asked) => break asked,
+                Err(error) => error,
+            };
+            let harmless = error.is_before_sending() || request.is_idempotent();
+            let left = started.until.saturating_duration_since(tokio::time::Instant::now());
+            match waits.next().filter(|wait| harmless && *wait < left) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(FetchError::Network { host: request.host(), source: error }),
+            }
+        };
+        let response = match asked {
+            Asked::Answer(response) => response,
+            Asked::Bill(headers, peeked) => return Ok(Hop::Bill(bill::read(&headers, peeked.whole())?)),
+        };
         if self.parts.redirects == Redirects::Return {
             return Ok(Hop::Answer(response));
         }
@@ -334,6 +366,22 @@ impl Agent {
         let too_many = || RequestError::Redirect { reason: format!("more than {} redirects", self.hops_max()) };
         *hops_left = hops_left.checked_sub(1).ok_or_else(too_many)?;
         Ok(Hop::Moved(next))
+    }
+
+    async fn ask_once(&self, request: &Replayable, started: Started) -> Result<Asked, TransportError> {
+        let response = self.send(request.to_request(None), started).await?;
+        if response.status() != StatusCode::PAYMENT_REQUIRED {
+            return Ok(Asked::Answer(response));
+        }
+        let headers = response.headers().clone();
+        Ok(Asked::Bill(headers, delivery::peek(response, BILL_BODY_BYTES_MAX, started.until).await?))
+    }
+
+    /// The waits between attempts, as the retry policy has them.
+    pub(crate) fn waits(&self) -> impl Iterator<Item = Duration> + use<> {
+        let mut seed = [0; 8];
+        self.parts.entropy.fill(&mut seed);
+        self.parts.retry.waits(u64::from_ne_bytes(seed))
     }
 
     pub(crate) async fn send(&self, request: Request, started: Started) -> Result<Response, TransportError> {

@@ -1,6 +1,6 @@
 //! What a seller's headers say: the bill of a 402, and the settlement that answers a payment.
 
-use farebox_core::{TransactionId, X402Credential};
+use farebox_core::{Network, Offer, TransactionId, X402Credential, X402Version};
 use farebox_wire::x402::{
     self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, Requirement, SettlementResponse, X_PAYMENT_RESPONSE,
     decode_payment_required,
@@ -8,27 +8,54 @@ use farebox_wire::x402::{
 pub use farebox_wire::x402::{BILL_BODY_BYTES_MAX, Bill, BillError};
 use http::HeaderMap;
 
-use crate::entry::CredentialHeader;
+use crate::{agent::Note, entry::SecretHeader};
+
+/// A bill, and what is odd about it.
+#[derive(Debug)]
+pub(crate) struct Billed {
+    pub(crate) bill: Bill,
+    pub(crate) notes: Vec<Note>,
+}
 
 /// The bill of a 402: the header's terms, or the body's if there is no header. A body longer than [`BILL_BODY_BYTES_MAX`] is
 /// `None`, and no bill.
-pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Bill, BillError> {
-    decode_payment_required(headers.get(PAYMENT_REQUIRED).map(http::HeaderValue::as_bytes), body)
+pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Billed, BillError> {
+    let header = headers.get(PAYMENT_REQUIRED).map(http::HeaderValue::as_bytes);
+    let bill = decode_payment_required(header, body)?;
+    // A body that is no bill says nothing against the header.
+    let other = header.and(body).and_then(|body| decode_payment_required(None, Some(body)).ok());
+    let odd = other.is_some_and(|body| !agree(&bill, &body));
+    Ok(Billed { bill, notes: if odd { vec![Note::BodyDisagrees] } else { Vec::new() } })
+}
+
+/// Whether a body asks for what the header asks for. Version 1 has names for few networks, so its list may be shorter.
+fn agree(header: &Bill, body: &Bill) -> bool {
+    let terms = |offer: &Offer| (offer.amount.clone(), offer.pay_to.to_ascii_lowercase());
+    let of_header: Vec<_> = header.requirements.iter().map(|asked| terms(&asked.offer)).collect();
+    let of_body: Vec<_> = body.requirements.iter().map(|asked| terms(&asked.offer)).collect();
+    match body.version {
+        X402Version::V1 => of_body.iter().all(|terms| of_header.contains(terms)),
+        X402Version::V2 => of_header == of_body,
+    }
 }
 
 /// The header that pays what is `asked` in the bill.
-pub(crate) fn credential_header(bill: &Bill, asked: &Requirement, credential: &X402Credential) -> CredentialHeader {
-    let (name, mut value) = x402::encode_credential(credential, asked, bill);
-    value.set_sensitive(true);
-    CredentialHeader { name, value }
+pub(crate) fn credential_header(bill: &Bill, asked: &Requirement, credential: &X402Credential) -> SecretHeader {
+    let (name, value) = x402::encode_credential(credential, asked, bill);
+    SecretHeader::new(name, value)
 }
 
 /// What an answer says of the settlement.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SettlementWord {
     pub(crate) success: bool,
     pub(crate) transaction: Option<String>,
     pub(crate) reason: Option<String>,
+    /// `None` if the header could not be read.
+    pub(crate) network: Option<Network>,
+    pub(crate) payer: Option<String>,
+    /// Smallest units.
+    pub(crate) amount: Option<u128>,
 }
 
 impl SettlementWord {
@@ -36,10 +63,11 @@ impl SettlementWord {
     pub(crate) fn read(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(PAYMENT_RESPONSE).or_else(|| headers.get(X_PAYMENT_RESPONSE))?;
         Some(match x402::decode_settlement(value.as_bytes()) {
-            Ok(SettlementResponse { success, transaction, error_reason, .. }) => {
-                Self { success, transaction: Some(transaction).filter(|hash| !hash.is_empty()), reason: error_reason }
+            Ok(SettlementResponse { success, transaction, network, payer, amount, error_reason: reason }) => {
+                let transaction = Some(transaction).filter(|hash| !hash.is_empty());
+                Self { success, transaction, reason, network: Some(network), payer, amount }
             }
-            Err(error) => Self { success: false, transaction: None, reason: Some(error.code().to_owned()) },
+            Err(error) => Self { reason: Some(error.code().to_owned()), ..Self::default() },
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use farebox_core::{Offer, PaymentId, Timestamp, TransactionId};
+use farebox_core::{EvmAddress, Offer, PaymentId, Timestamp, TransactionId};
 use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize, de::Error as _};
 use sha2::{Digest, Sha256};
@@ -102,7 +102,12 @@ pub struct Entry {
 #[serde(deny_unknown_fields)]
 pub struct Authorization {
     /// The credential header exactly as sent.
-    pub(crate) header: CredentialHeader,
+    pub(crate) header: SecretHeader,
+    /// `Idempotency-Key`, as sent with the credential: the seller tells the payer by it from whoever read the authorization on
+    /// the chain.
+    pub(crate) idempotency_key: SecretHeader,
+    /// Who pays.
+    pub payer: EvmAddress,
     /// What was signed.
     pub offer: Offer,
     /// The token, as the policy knew it.
@@ -177,6 +182,11 @@ impl Entry {
         sum
     }
 
+    /// When the last authorization ends by itself, if that is after `now`.
+    pub(crate) fn valid_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.superseded.iter().chain([&self.current]).map(|a| a.expires_at).max().filter(|until| *until > now)
+    }
+
     /// Nothing of it can be charged any more, and the seller says that nothing was.
     pub(crate) fn is_over(&self, now: Timestamp) -> bool {
         self.superseded.iter().chain([&self.current]).all(|a| a.is_over(now))
@@ -207,14 +217,22 @@ impl Authorization {
     }
 }
 
-/// A credential header, byte for byte. Does not print: whoever holds it can charge it.
+/// A header that goes with a payment, byte for byte. Does not print: whoever holds the credential can charge it, and whoever
+/// holds both it and the idempotency key can collect the answer.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct CredentialHeader {
+pub(crate) struct SecretHeader {
     pub(crate) name: HeaderName,
     pub(crate) value: HeaderValue,
 }
 
-impl fmt::Debug for CredentialHeader {
+impl SecretHeader {
+    pub(crate) fn new(name: HeaderName, mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
+        Self { name, value }
+    }
+}
+
+impl fmt::Debug for SecretHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: (hidden)", self.name)
     }
@@ -227,19 +245,17 @@ struct HeaderText {
     value: String,
 }
 
-impl Serialize for CredentialHeader {
+impl Serialize for SecretHeader {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let value = self.value.to_str().map_err(serde::ser::Error::custom)?.to_owned();
         HeaderText { name: self.name.to_string(), value }.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for CredentialHeader {
+impl<'de> Deserialize<'de> for SecretHeader {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = HeaderText::deserialize(deserializer)?;
         let name = text.name.parse().map_err(D::Error::custom)?;
-        let mut value = HeaderValue::from_str(&text.value).map_err(D::Error::custom)?;
-        value.set_sensitive(true);
-        Ok(Self { name, value })
+        Ok(Self::new(name, HeaderValue::from_str(&text.value).map_err(D::Error::custom)?))
     }
 }

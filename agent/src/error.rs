@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use farebox_core::{AssetId, Network, Untrusted, ports::WalletError};
+use farebox_core::{AssetId, Network, Timestamp, Untrusted, ports::WalletError};
 
 use crate::{bill::BillError, journal::JournalError, policy::PolicyRule};
 
@@ -30,6 +30,16 @@ pub enum FetchError {
     /// The wallet did not sign.
     #[error("the wallet did not sign")]
     Wallet(#[from] WalletError),
+    /// The wallet signed something else than the offer. It was thrown away unsent.
+    #[error("the wallet signed another {field} than the offer's: expected {expected}, found {found}")]
+    WalletStrayed {
+        /// Such as `to`.
+        field: &'static str,
+        /// By the offer.
+        expected: String,
+        /// In what was signed.
+        found: String,
+    },
     /// The journal could not be read or written. Nothing was signed over it, and nothing new was sent.
     #[error("the payment journal stands in the way")]
     Journal(#[from] JournalError),
@@ -40,6 +50,19 @@ pub enum FetchError {
         reason: String,
         /// Why no other payment was made instead, if one was thought of.
         then: Option<Vec<RefusedOffer>>,
+        /// Until when the seller could break its word: what was signed is valid until then. `None` if it no longer is.
+        valid_until: Option<Timestamp>,
+    },
+    /// The seller refused a payment and says that it was not charged, and wallet or journal then kept another from being made.
+    #[error("the seller refused the payment and says it was not charged: {reason}; no other could be made")]
+    StoppedAfterRefusal {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// As in [`FetchError::Refused`].
+        valid_until: Option<Timestamp>,
+        /// What went wrong.
+        #[source]
+        source: Box<FetchError>,
     },
     /// Paid, or used up, and the seller does not answer for it again.
     #[error("the payment was charged and the seller gives no answer for it: {reason}")]
@@ -65,7 +88,7 @@ pub enum FetchError {
 /// What a failed fetch leaves at risk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stake {
-    /// Nothing was signed by this fetch.
+    /// Nothing was signed, or what was signed never left this process.
     Nothing,
     /// Signed, and by the seller's word not charged.
     Declined,
@@ -86,7 +109,9 @@ impl FetchError {
             Self::Policy(_) => "policy_refused",
             Self::Wallet(WalletError::Unsupported { .. }) => "wallet_cannot_pay",
             Self::Wallet(WalletError::Unavailable { .. }) => "wallet_unavailable",
+            Self::WalletStrayed { .. } => "wallet_strayed",
             Self::Journal(error) => error.code(),
+            Self::StoppedAfterRefusal { source, .. } => source.code(),
             Self::Refused { .. } => "payment_refused",
             Self::ChargedNotDelivered { .. } => "charged_not_delivered",
             Self::OutcomeUnclear { .. } => "outcome_unclear",
@@ -99,10 +124,12 @@ impl FetchError {
         match self {
             Self::Network { .. } | Self::Wallet(WalletError::Unavailable { .. }) | Self::OutcomeUnclear { .. } => true,
             Self::Journal(error) => error.retryable(),
+            Self::StoppedAfterRefusal { source, .. } => source.retryable(),
             Self::Request(_)
             | Self::Bill(_)
             | Self::Policy(_)
             | Self::Wallet(WalletError::Unsupported { .. })
+            | Self::WalletStrayed { .. }
             | Self::Refused { .. }
             | Self::ChargedNotDelivered { .. } => false,
         }
@@ -112,15 +139,32 @@ impl FetchError {
     #[must_use]
     pub const fn stake(&self) -> Stake {
         match self {
+            // A payment was made for this request that cannot be looked at, or somebody is making one.
+            Self::Journal(
+                JournalError::Busy
+                | JournalError::Unreadable { .. }
+                | JournalError::Corrupt { .. }
+                | JournalError::Foreign { .. },
+            )
+            | Self::OutcomeUnclear { .. } => Stake::Unclear,
             Self::Request(_)
             | Self::Network { .. }
             | Self::Bill(_)
             | Self::Policy(_)
             | Self::Wallet(_)
-            | Self::Journal(_) => Stake::Nothing,
-            Self::Refused { .. } => Stake::Declined,
-            Self::OutcomeUnclear { .. } => Stake::Unclear,
+            | Self::WalletStrayed { .. }
+            | Self::Journal(JournalError::Io { .. } | JournalError::Interrupted) => Stake::Nothing,
+            Self::Refused { .. } | Self::StoppedAfterRefusal { .. } => Stake::Declined,
             Self::ChargedNotDelivered { .. } => Stake::Charged,
+        }
+    }
+
+    /// Until when something that the seller declined is still valid; `None` if nothing is.
+    #[must_use]
+    pub const fn declined_valid_until(&self) -> Option<Timestamp> {
+        match self {
+            Self::Refused { valid_until, .. } | Self::StoppedAfterRefusal { valid_until, .. } => *valid_until,
+            _ => None,
         }
     }
 }
@@ -137,6 +181,9 @@ pub enum RequestError {
         /// Which header.
         header: &'static str,
     },
+    /// `Idempotency-Key` comes more than once or is not visible ASCII.
+    #[error("expected one Idempotency-Key of visible ASCII; leave it out and the agent makes one")]
+    IdempotencyKey,
     /// Not http or https.
     #[error("expected an http or https URL, found scheme {scheme}")]
     Scheme {
@@ -158,6 +205,7 @@ impl RequestError {
         match self {
             Self::BodyNotReplayable => "body_not_replayable",
             Self::CredentialPresent { .. } => "credential_present",
+            Self::IdempotencyKey => "idempotency_key_malformed",
             Self::Scheme { .. } => "scheme_not_http",
             Self::Redirect { .. } => "redirect",
         }
@@ -176,6 +224,13 @@ pub enum TransportError {
         /// The limit.
         after_ms: u128,
     },
+}
+
+impl TransportError {
+    /// Whether not a byte of the request was sent.
+    pub(crate) fn is_before_sending(&self) -> bool {
+        matches!(self, Self::Http(error) if error.is_connect())
+    }
 }
 
 /// An offer of a bill and the rule that forbids it.

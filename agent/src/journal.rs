@@ -55,6 +55,15 @@ pub enum JournalError {
         #[source]
         source: io::Error,
     },
+    /// An entry is there and the file system does not give it. It may stand for money.
+    #[error("could not read {path}, which may stand for a payment")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
     /// A file is not one that this version wrote. It may stand for money, so it is never overwritten or skipped.
     #[error("{path} is not a readable journal entry; look at it, and move it away once you know its payment is over")]
     Corrupt {
@@ -85,7 +94,7 @@ impl JournalError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Io { .. } | Self::Interrupted => "journal_unavailable",
+            Self::Io { .. } | Self::Unreadable { .. } | Self::Interrupted => "journal_unavailable",
             Self::Corrupt { .. } | Self::Foreign { .. } => "journal_corrupt",
             Self::Busy => "journal_busy",
         }
@@ -96,7 +105,7 @@ impl JournalError {
     pub const fn retryable(&self) -> bool {
         match self {
             Self::Busy | Self::Interrupted => true,
-            Self::Io { .. } | Self::Corrupt { .. } | Self::Foreign { .. } => false,
+            Self::Io { .. } | Self::Unreadable { .. } | Self::Corrupt { .. } | Self::Foreign { .. } => false,
         }
     }
 }
@@ -114,6 +123,13 @@ impl Journal {
         let journal = Self { folder: folder.into() };
         journal.tidy(now)?;
         Ok(journal)
+    }
+
+    /// Names the journal in `folder` without making or reading it: enough for [`Agent::quote`](crate::Agent::quote). A payment
+    /// with it fails before anything is signed unless the folder was made by [`Journal::open`].
+    #[must_use]
+    pub fn unopened(folder: &Path) -> Self {
+        Self { folder: folder.into() }
     }
 
     /// Requests whose payment is not known to be over.
@@ -277,7 +293,7 @@ impl Held {
                 Err(JournalError::Foreign { path, reason: "it is of another request than its name says" })
             }
             Ok(entry) => Ok(Some(entry)),
-            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(JournalError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -316,11 +332,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn read_entry(path: &Path) -> Result<Entry, JournalError> {
-    let size = fs::metadata(path).map_err(io_error("read", path))?.len();
+    let unreadable = |source| JournalError::Unreadable { path: path.to_owned(), source };
+    let size = fs::metadata(path).map_err(unreadable)?.len();
     if size > ENTRY_BYTES_MAX {
         return Err(JournalError::Foreign { path: path.to_owned(), reason: "it is larger than any journal entry" });
     }
-    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    let bytes = fs::read(path).map_err(unreadable)?;
     serde_json::from_slice(&bytes).map_err(|source| JournalError::Corrupt { path: path.to_owned(), source })
 }
 

@@ -2,20 +2,20 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use farebox_core::{Credential, PaymentId, Timestamp, TransactionId};
-use http::{HeaderMap, StatusCode, header};
+use farebox_core::{Credential, EvmAddress, Offer, PaymentId, Timestamp, TransactionId, Untrusted, X402Credential};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use reqwest::Response;
 use tokio::time::Instant;
 
 use crate::{
     agent::{Agent, Charge, Fetched, Note, PaymentMade, Started},
-    bill::{self, BILL_BODY_BYTES_MAX, Bill, SettlementWord},
+    bill::{self, BILL_BODY_BYTES_MAX, Bill, Billed, SettlementWord},
     delivery,
-    entry::{Authorization, Entry, Standing},
-    error::{FetchError, TransportError},
+    entry::{Authorization, Entry, SecretHeader, Standing},
+    error::{FetchError, RequestError, TransportError},
     journal::{Held, JournalError},
     policy::Outstanding,
-    request::Replayable,
+    request::{IDEMPOTENCY_KEY, Replayable},
     verdict::{Cure, Problem, Verdict, judge, retry_after},
 };
 
@@ -26,7 +26,7 @@ const SIGNATURES_MAX: u32 = 2;
 /// What presenting one authorization came to, all attempts together.
 enum Presented {
     Answer { response: Response, settlement: Option<SettlementWord> },
-    Declined { reason: String, cure: Cure, bill: Option<Bill> },
+    Declined { reason: String, cure: Cure, billed: Option<Billed> },
     Spent { reason: String, transaction: Option<TransactionId> },
     Unclear { attempts: u32, last: String },
 }
@@ -42,19 +42,24 @@ impl Agent {
     pub(crate) async fn resume(&self, request: &Replayable, started: Started) -> Result<Option<Fetched>, FetchError> {
         let held = self.hold(request, started).await?;
         let Some(entry) = self.unfinished(&held, started).await? else { return Ok(None) };
-        self.finish(request, &held, entry, 0, started).await.map(Some)
+        self.finish(request, &held, entry, Made::default(), started).await.map(Some)
     }
 
     /// Pays the bill, unless a payment for this request has been signed meanwhile: then that one is sent.
-    pub(crate) async fn pay(&self, request: &Replayable, bill: &Bill, started: Started) -> Result<Fetched, FetchError> {
+    pub(crate) async fn pay(
+        &self,
+        request: &Replayable,
+        Billed { bill, notes }: Billed,
+        started: Started,
+    ) -> Result<Fetched, FetchError> {
         let held = self.hold(request, started).await?;
         if let Some(entry) = self.unfinished(&held, started).await? {
-            return self.finish(request, &held, entry, 0, started).await;
+            return self.finish(request, &held, entry, Made::default(), started).await;
         }
-        let authorization = self.sign(bill, Outstanding::default()).await?;
+        let authorization = self.sign(request, &bill, Outstanding::default()).await?;
         let entry = Entry::new(request.fingerprint(), &request.method, &request.url, authorization);
         held.store(&entry).await?;
-        self.finish(request, &held, entry, 1, started).await
+        self.finish(request, &held, entry, Made { signatures: 1, notes }, started).await
     }
 
     async fn hold(&self, request: &Replayable, started: Started) -> Result<Arc<Held>, JournalError> {
@@ -81,14 +86,12 @@ impl Agent {
         request: &Replayable,
         held: &Arc<Held>,
         mut entry: Entry,
-        mut signatures: u32,
+        mut made: Made,
         started: Started,
     ) -> Result<Fetched, FetchError> {
-        let mut notes = Vec::new();
         loop {
-            match self.present(request, &entry.current, started).await? {
+            match self.present(request, &entry.current, started).await {
                 Presented::Answer { response, settlement } => {
-                    let made = Made { signatures, notes };
                     return Ok(self.answered(request, held, entry, response, settlement, made).await);
                 }
                 Presented::Unclear { attempts, last } => return Err(FetchError::OutcomeUnclear { attempts, last }),
@@ -100,44 +103,57 @@ impl Agent {
                     let transaction = charged_transaction(&entry);
                     return Err(FetchError::ChargedNotDelivered { reason, transaction });
                 }
-                Presented::Declined { reason, cure, bill } => {
+                Presented::Declined { reason, cure, billed } => {
+                    let valid_until = entry.valid_until(self.parts.clock.now());
                     entry.current.standing = Standing::Declined { reason: reason.clone() };
-                    held.store(&entry).await?;
-                    let next = self.sign_again(&entry, bill, cure, signatures, started, &mut notes);
-                    let Some(next) = next.await.map_err(|error| after_refusal(error, &reason))? else {
-                        return Err(FetchError::Refused { reason, then: None });
-                    };
-                    entry.supersede(next);
-                    held.store(&entry).await?;
-                    signatures += 1;
+                    let renewed = self.renew(request, held, &mut entry, billed, cure, &mut made, started).await;
+                    match renewed.map_err(|error| after_refusal(error, &reason, valid_until))? {
+                        Renewed::Yes => {}
+                        Renewed::No => return Err(FetchError::Refused { reason, then: None, valid_until }),
+                    }
                 }
             }
         }
     }
 
-    /// Sends the identical bytes with growing waits until the outcome is clear, the deadline, or the last attempt.
-    async fn present(
+    /// Notes the refusal, and puts a new authorization in use if one may help.
+    #[expect(clippy::too_many_arguments, reason = "the state of one fetch, used once")]
+    async fn renew(
         &self,
         request: &Replayable,
-        authorization: &Authorization,
+        held: &Arc<Held>,
+        entry: &mut Entry,
+        billed: Option<Billed>,
+        cure: Cure,
+        made: &mut Made,
         started: Started,
-    ) -> Result<Presented, FetchError> {
-        let mut seed = [0; 8];
-        self.parts.entropy.fill(&mut seed);
-        let mut waits = self.parts.retry.waits(u64::from_ne_bytes(seed));
+    ) -> Result<Renewed, FetchError> {
+        held.store(entry).await?;
+        let Some(next) = self.sign_again(request, entry, billed, cure, made, started).await? else {
+            return Ok(Renewed::No);
+        };
+        entry.supersede(next);
+        held.store(entry).await?;
+        made.signatures += 1;
+        Ok(Renewed::Yes)
+    }
+
+    /// Sends the identical bytes with growing waits until the outcome is clear, the deadline, or the last attempt.
+    async fn present(&self, request: &Replayable, authorization: &Authorization, started: Started) -> Presented {
+        let mut waits = self.waits();
         let mut attempts = 0;
         loop {
             attempts += 1;
             let (last, after) = match self.attempt(request, authorization, started).await {
-                Ok(Attempt::Done(presented)) => return Ok(presented),
+                Ok(Attempt::Done(presented)) => return presented,
                 Ok(Attempt::Again { why, after }) => (why, after),
                 Err(error) => (chain(&error), None),
             };
             tracing::debug!(attempts, last, "the outcome of a payment is unclear");
-            let Some(wait) = waits.next() else { return Ok(Presented::Unclear { attempts, last }) };
+            let Some(wait) = waits.next() else { return Presented::Unclear { attempts, last } };
             let wait = wait.max(after.unwrap_or_default());
             if started.until.saturating_duration_since(Instant::now()) <= wait {
-                return Ok(Presented::Unclear { attempts, last });
+                return Presented::Unclear { attempts, last };
             }
             tokio::time::sleep(wait).await;
         }
@@ -149,7 +165,7 @@ impl Agent {
         authorization: &Authorization,
         started: Started,
     ) -> Result<Attempt, TransportError> {
-        let response = self.send(request.to_request(Some(&authorization.header)), started).await?;
+        let response = self.send(request.to_request(Some(authorization)), started).await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let settlement = SettlementWord::read(&headers);
         if status.is_success() {
@@ -173,14 +189,19 @@ impl Agent {
                 Attempt::Done(Presented::Spent { reason, transaction })
             }
             Verdict::Declined { reason, cure } => {
-                let billed = status == StatusCode::PAYMENT_REQUIRED;
-                let bill = billed.then(|| bill::read(&headers, peeked.whole()).ok()).flatten();
-                Attempt::Done(Presented::Declined { reason, cure, bill })
+                let is_402 = status == StatusCode::PAYMENT_REQUIRED;
+                let billed = is_402.then(|| bill::read(&headers, peeked.whole()).ok()).flatten();
+                Attempt::Done(Presented::Declined { reason, cure, billed })
             }
         })
     }
 
-    async fn sign(&self, bill: &Bill, outstanding: Outstanding) -> Result<Authorization, FetchError> {
+    async fn sign(
+        &self,
+        request: &Replayable,
+        bill: &Bill,
+        outstanding: Outstanding,
+    ) -> Result<Authorization, FetchError> {
         let parts = &self.parts;
         let choice = parts.policy.choose(bill, outstanding).map_err(FetchError::Policy)?;
         let offer = choice.asked.offer.clone();
@@ -188,23 +209,40 @@ impl Agent {
         signed_for.max_timeout_s = signed_for.max_timeout_s.clamp(1, parts.policy.valid_for_max.as_secs().max(1));
         let now = parts.clock.now();
         let Credential::X402(credential) = parts.wallet.authorize(&signed_for, now).await?;
+        let payer = parts.wallet.evm_address();
+        check_signed(&credential, &signed_for, payer, now)?;
         let expires_at = Timestamp::from_unix_s(credential.authorization.valid_before);
         let header = bill::credential_header(bill, choice.asked, &credential);
-        let asset = choice.acceptable.asset;
-        Ok(Authorization { header, offer, asset, signed_at: now, expires_at, standing: Standing::Open })
+        let (asset, standing) = (choice.acceptable.asset, Standing::Open);
+        let idempotency_key = self.idempotency_key(request)?;
+        Ok(Authorization { header, idempotency_key, payer, offer, asset, signed_at: now, expires_at, standing })
+    }
+
+    /// The caller's own, or 128 random bits as a quoted string of hex.
+    fn idempotency_key(&self, request: &Replayable) -> Result<SecretHeader, RequestError> {
+        let value = match request.idempotency_key() {
+            Some(own) => own.clone(),
+            None => {
+                let mut bits = [0; 16];
+                self.parts.entropy.fill(&mut bits);
+                let quoted = format!("\"{}\"", hex::encode(bits));
+                HeaderValue::try_from(quoted).map_err(|_| RequestError::IdempotencyKey)?
+            }
+        };
+        Ok(SecretHeader::new(IDEMPOTENCY_KEY, value))
     }
 
     /// A new authorization in place of one the seller refused, or `None` if a new one would not help or is one too many.
     async fn sign_again(
         &self,
+        request: &Replayable,
         entry: &Entry,
-        bill: Option<Bill>,
+        billed: Option<Billed>,
         cure: Cure,
-        signatures: u32,
+        made: &mut Made,
         started: Started,
-        notes: &mut Vec<Note>,
     ) -> Result<Option<Authorization>, FetchError> {
-        let Some(bill) = bill else { return Ok(None) };
+        let Some(Billed { bill, notes: odd }) = billed else { return Ok(None) };
         let refused = &entry.current;
         let still_offered = bill.requirements.iter().any(|asked| asked.offer == refused.offer);
         let may_help = match cure {
@@ -212,11 +250,13 @@ impl Agent {
             Cure::IfTermsChanged => !still_offered,
             Cure::None => false,
         };
-        if !may_help || signatures >= SIGNATURES_MAX {
+        if !may_help || made.signatures >= SIGNATURES_MAX {
             return Ok(None);
         }
         let outstanding = entry.outstanding(self.parts.clock.now(), started.at);
-        let next = self.sign(&bill, outstanding).await?;
+        let next = self.sign(request, &bill, outstanding).await?;
+        let notes = &mut made.notes;
+        notes.extend(odd);
         if next.offer.pay_to != refused.offer.pay_to {
             notes.push(Note::PayToChanged { was: refused.offer.pay_to.clone(), now: next.offer.pay_to.clone() });
         }
@@ -245,6 +285,7 @@ impl Agent {
             None if response.status().is_success() => Charge::NoReceipt { until },
             None => Charge::NotSettled { until },
         };
+        notes.extend(receipt.iter().flat_map(|word| receipt_notes(word, &entry.current)));
         if response.status().is_redirection() {
             notes.push(Note::RedirectNotFollowed);
         }
@@ -272,9 +313,61 @@ impl Agent {
     }
 }
 
+/// What a fetch has done so far.
+#[derive(Default)]
 struct Made {
     signatures: u32,
     notes: Vec<Note>,
+}
+
+enum Renewed {
+    Yes,
+    No,
+}
+
+/// Whether the wallet signed this offer and nothing else: it may be a program of somebody else's, and what it signed is about to
+/// be given to a stranger.
+fn check_signed(signed: &X402Credential, offer: &Offer, payer: EvmAddress, now: Timestamp) -> Result<(), FetchError> {
+    fn same<T: PartialEq + ToString>(field: &'static str, expected: &T, found: &T) -> Result<(), FetchError> {
+        let (expected, found) =
+            if expected == found { return Ok(()) } else { (expected.to_string(), found.to_string()) };
+        Err(FetchError::WalletStrayed { field, expected, found })
+    }
+    let (authorization, accepted) = (&signed.authorization, &signed.accepted);
+    let address = |address: EvmAddress| format!("{address:x}");
+    same("from", &address(payer), &address(authorization.from))?;
+    same("to", &offer.pay_to.to_ascii_lowercase(), &address(authorization.to))?;
+    same("value", &offer.amount.units, &authorization.value)?;
+    same("scheme", &offer.scheme, &accepted.scheme)?;
+    same("network", offer.network(), &accepted.network)?;
+    if let Some(echoed) = &accepted.requirement {
+        same("asset", &offer.asset_on_wire.to_ascii_lowercase(), &echoed.asset.to_ascii_lowercase())?;
+        same("payTo", &offer.pay_to.to_ascii_lowercase(), &echoed.pay_to.to_ascii_lowercase())?;
+        same("amount", &offer.amount.units.to_string(), &echoed.amount.to_string())?;
+    }
+    let (end, found) = (now.unix_s().saturating_add(offer.max_timeout_s), authorization.valid_before);
+    if found <= end {
+        return Ok(());
+    }
+    Err(FetchError::WalletStrayed {
+        field: "validBefore",
+        expected: format!("at most {end}"),
+        found: found.to_string(),
+    })
+}
+
+/// Where a receipt tells of another payment than was made. What it leaves out it does not contradict.
+fn receipt_notes(word: &SettlementWord, made: &Authorization) -> Vec<Note> {
+    let differs = |field, signed: String, receipt: Option<String>| {
+        let receipt = receipt.filter(|receipt| *receipt != signed)?;
+        Some(Note::ReceiptDiffers { field, signed, receipt: Untrusted::new(receipt).to_string() })
+    };
+    let notes = [
+        differs("amount", made.offer.amount.units.to_string(), word.amount.map(|units| units.to_string())),
+        differs("network", made.offer.network().to_string(), word.network.as_ref().map(ToString::to_string)),
+        differs("payer", format!("{:x}", made.payer), word.payer.as_ref().map(|payer| payer.to_ascii_lowercase())),
+    ];
+    notes.into_iter().flatten().collect()
 }
 
 /// The body of a refusal says what became of the money; an upstream's own error page, which may be long, does not.
@@ -284,11 +377,13 @@ fn speaks_of_money(status: StatusCode, headers: &HeaderMap) -> bool {
     problem || matches!(status.as_u16(), 402 | 408 | 409 | 425 | 429 | 502 | 503 | 504)
 }
 
-/// A second signature that the policy forbids is told as a refusal by the seller, with the policy's reasons.
-fn after_refusal(error: FetchError, reason: &str) -> FetchError {
+/// What kept a second signature from being made is told together with the seller's refusal of the first, which it may yet
+/// charge.
+fn after_refusal(error: FetchError, reason: &str, valid_until: Option<Timestamp>) -> FetchError {
+    let reason = reason.to_owned();
     match error {
-        FetchError::Policy(rules) => FetchError::Refused { reason: reason.to_owned(), then: Some(rules) },
-        other => other,
+        FetchError::Policy(rules) => FetchError::Refused { reason, then: Some(rules), valid_until },
+        other => FetchError::StoppedAfterRefusal { reason, valid_until, source: Box::new(other) },
     }
 }
 

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use farebox_core::Untrusted;
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use reqwest::Request;
 use url::Url;
 
 use crate::{
-    entry::{CredentialHeader, Fingerprint},
+    entry::{Authorization, Fingerprint, SecretHeader},
     error::RequestError,
 };
 
@@ -17,6 +17,9 @@ const CREDENTIAL_HEADERS: [&str; 2] = ["payment-signature", "x-payment"];
 /// Headers that another origin must not see after a redirect.
 const ORIGIN_HEADERS: [HeaderName; 4] =
     [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION, header::HOST];
+
+/// Source: draft-ietf-httpapi-idempotency-key-header.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// A request, its body in memory.
 #[derive(Clone, Debug)]
@@ -37,6 +40,10 @@ impl Replayable {
         if let Some(header) = CREDENTIAL_HEADERS.into_iter().find(|name| request.headers().contains_key(*name)) {
             return Err(RequestError::CredentialPresent { header });
         }
+        let keys: Vec<_> = request.headers().get_all(IDEMPOTENCY_KEY).iter().collect();
+        if keys.len() > 1 || keys.iter().any(|key| key.to_str().is_err()) {
+            return Err(RequestError::IdempotencyKey);
+        }
         if !matches!(request.url().scheme(), "http" | "https") {
             return Err(RequestError::Scheme { scheme: Untrusted::new(request.url().scheme()) });
         }
@@ -52,11 +59,21 @@ impl Replayable {
         self.url.host_str().unwrap_or_default().to_owned()
     }
 
-    /// The request as it goes out, with the credential if there is one.
-    pub(crate) fn to_request(&self, credential: Option<&CredentialHeader>) -> Request {
+    /// The caller's own `Idempotency-Key`, visible ASCII.
+    pub(crate) fn idempotency_key(&self) -> Option<&HeaderValue> {
+        self.headers.get(IDEMPOTENCY_KEY)
+    }
+
+    /// Whether doing it twice is as good as once. Source: RFC 9110 §9.2.2.
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent()
+    }
+
+    /// The request as it goes out, with a payment if there is one.
+    pub(crate) fn to_request(&self, payment: Option<&Authorization>) -> Request {
         let mut request = Request::new(self.method.clone(), self.url.clone());
         *request.headers_mut() = self.headers.clone();
-        if let Some(CredentialHeader { name, value }) = credential {
+        for SecretHeader { name, value } in payment.into_iter().flat_map(|p| [&p.header, &p.idempotency_key]) {
             request.headers_mut().insert(name.clone(), value.clone());
         }
         if !self.body.is_empty() {

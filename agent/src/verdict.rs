@@ -189,6 +189,7 @@ mod tests {
             success,
             transaction: transaction.map(str::to_owned),
             reason: reason.map(str::to_owned),
+            ..SettlementWord::default()
         });
         let verdict =
             judge(StatusCode::from_u16(status).unwrap(), &Problem::read(body.as_bytes()), settlement.as_ref());

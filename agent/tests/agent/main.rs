@@ -1,6 +1,7 @@
 //! The agent against sellers of every kind, over real sockets.
 
 #[cfg(test)]
+mod binding;
 mod hostile;
 #[cfg(test)]
 mod journal;

@@ -1,9 +1,20 @@
 //! Outcomes that are not clear: the same bytes again, and never a second signature while the first may be charged.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use farebox_agent::{FetchError, Stake};
+use farebox_agent::{FetchError, Journal, RetryPolicy, Stake};
+use farebox_core::{
+    Amount, AssetId, Credential, EvmAddress, Offer, Timestamp,
+    ports::{Clock as _, Wallet, WalletError},
+};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::*;
 
@@ -113,4 +124,132 @@ async fn a_network_that_never_answered_leaves_nothing_at_stake() {
     let error = payer.agent().fetch(get(url)).await.unwrap_err();
     assert_eq!((error.code(), error.stake()), ("network", Stake::Nothing));
     assert_eq!(payer.wallet.signed(), 0);
+}
+
+/// Signs once.
+#[derive(Debug, Default)]
+struct OneShot(CountingWallet);
+
+#[async_trait::async_trait]
+impl Wallet for OneShot {
+    fn evm_address(&self) -> EvmAddress {
+        self.0.evm_address()
+    }
+
+    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError> {
+        if self.0.signed() > 0 {
+            return Err(WalletError::Unsupported { reason: "once only".to_owned() });
+        }
+        self.0.authorize(offer, now).await
+    }
+
+    async fn balance(&self, asset: &AssetId) -> Result<Amount, WalletError> {
+        self.0.balance(asset).await
+    }
+}
+
+#[tokio::test]
+async fn a_wallet_or_journal_that_fails_after_a_refusal_leaves_a_declined_payment_at_stake() {
+    let payer = Payer::new();
+    let folder = payer.folder.path().to_owned();
+    let seller = Seller::start(move |attempt, seen| {
+        if attempt > 0 && seen.path == "/journal" {
+            // The next entry cannot be written.
+            std::fs::remove_dir_all(folder.join("open")).unwrap();
+        }
+        if attempt == 0 { bill(&[cent()]) } else { refusal(&[cent()], "authorization_expired", json!(false)) }
+    })
+    .await;
+    for (path, code) in [("/wallet", "wallet_cannot_pay"), ("/journal", "journal_unavailable")] {
+        let agent = payer.builder().wallet(Arc::new(OneShot::default())).build().unwrap();
+        let error = agent.fetch(get(seller.url(path))).await.unwrap_err();
+        assert_eq!((error.code(), error.stake()), (code, Stake::Declined), "{error:?}");
+        let until = error.declined_valid_until().unwrap();
+        let left = until.since(payer.clock.now()).as_secs();
+        assert!((50..=60).contains(&left), "{left} s");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_how_long_the_seller_could_break_its_word() {
+    let payer = Payer::new();
+    let clock = Arc::clone(&payer.clock);
+    let seller = Seller::start(move |attempt, seen| {
+        if attempt > 0 && seen.path == "/late" {
+            clock.advance(Duration::from_secs(61));
+        }
+        if attempt == 0 { bill(&[cent()]) } else { refusal(&[cent()], "no_funds", json!(false)) }
+    })
+    .await;
+    let refused = async |path| payer.agent().fetch(get(seller.url(path))).await.unwrap_err().declined_valid_until();
+    assert!(refused("/soon").await.is_some_and(|until| until > payer.clock.now()));
+    assert_eq!(refused("/late").await, None);
+}
+
+#[tokio::test]
+async fn an_open_payment_that_cannot_be_read_is_never_nothing() {
+    let seller = Seller::start(|attempt, _| if attempt == 0 { bill(&[cent()]) } else { respond(503, &[], "") }).await;
+    let payer = Payer::new();
+    payer.agent().fetch(get(seller.url("/"))).await.unwrap_err();
+    std::fs::write(payer.open_file(), "{").unwrap();
+    let error = payer.agent().fetch(get(seller.url("/"))).await.unwrap_err();
+    assert_eq!((error.code(), error.stake()), ("journal_corrupt", Stake::Unclear));
+}
+
+/// A server that drops the first connection once it has read something, and answers the second.
+async fn drops_the_first() -> (url::Url, Arc<AtomicU32>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    let connections = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let nth = counted.fetch_add(1, Ordering::SeqCst);
+            let mut head = [0; 1024];
+            assert!(stream.read(&mut head).await.unwrap() > 0);
+            if nth > 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    });
+    (url, connections)
+}
+
+#[tokio::test]
+async fn an_unpaid_request_is_repeated_unless_it_may_have_done_something() {
+    let (url, connections) = drops_the_first().await;
+    let payer = Payer::new();
+    assert_eq!(read(payer.agent().fetch(get(url)).await).await, (200, "ok".to_owned()));
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+
+    let (url, connections) = drops_the_first().await;
+    let error = payer.agent().fetch(reqwest::Request::new(http::Method::POST, url)).await.unwrap_err();
+    assert_eq!((error.code(), connections.load(Ordering::SeqCst)), ("network", 1));
+
+    // Refused before a byte was sent: even a POST is tried again.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let policy = RetryPolicy { first_wait: Duration::from_millis(200), ..quick() };
+    let agent = payer.builder().retry(RetryPolicy { wait_max: Duration::from_secs(1), ..policy }).build().unwrap();
+    let late = tokio::spawn(async move {
+        let request = reqwest::Request::new(http::Method::POST, format!("http://{address}/").parse().unwrap());
+        read(agent.fetch(request).await).await
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let app = axum::Router::new().fallback(|| async { "late" });
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    assert_eq!(late.await.unwrap(), (200, "late".to_owned()));
+}
+
+#[tokio::test]
+async fn a_journal_only_named_pays_nothing_and_leaves_no_folder() {
+    let seller = Seller::start(|attempt, _| if attempt == 0 { bill(&[cent()]) } else { goods() }).await;
+    let payer = Payer::new();
+    let folder = payer.folder.path().join("unmade");
+    let agent = payer.builder().journal(Journal::unopened(&folder)).build().unwrap();
+    agent.quote(get(seller.url("/"))).await.unwrap();
+    assert_eq!(agent.fetch(get(seller.url("/"))).await.unwrap_err().code(), "journal_unavailable");
+    assert_eq!((payer.wallet.signed(), folder.exists()), (0, false));
 }

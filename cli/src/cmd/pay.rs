@@ -16,7 +16,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use farebox_agent::{
-    Agent, DollarAsset, FetchError, Journal, Policy, Quote, Redirects, RetryPolicy, Stake, Usd, well_known_assets,
+    Agent, Charge, DollarAsset, FetchError, Journal, PaymentMade, Policy, Quote, Redirects, RetryPolicy, Stake, Usd,
+    well_known_assets,
 };
 use farebox_core::{
     EvmAddress, Network,
@@ -39,8 +40,13 @@ Exit codes:
   7   no answer from the server; nothing was signed
   8   the seller's 402 cannot be read
   9   charged, and the seller gives no answer for it
+  10  the answer to a payment broke off: run the same command again, it sends the same payment and cannot pay twice
   22  answered with a status of 400 or more, without a payment
-  23  answered with a status of 400 or more, after a payment was sent";
+  23  answered with a status of 400 or more, after a payment was sent
+
+An error of --json has a member \"charged\": true, false or \"unknown\". False is said only if nothing was signed, or if the seller
+said that it did not charge; then \"authorizationValidUntil\", seconds since 1970, is there as long as what was signed is still
+valid, so that a seller who broke its word could charge it until then.";
 
 /// Fetch a URL and pay for it if it must be paid for
 ///
@@ -133,6 +139,11 @@ enum Failure {
     /// Wallet or journal.
     SetUp(anyhow::Error),
     Fetch(FetchError),
+    /// The body of a paid answer did not arrive whole.
+    BrokenOff {
+        payment: Box<PaymentMade>,
+        source: reqwest::Error,
+    },
     Other(anyhow::Error),
 }
 
@@ -164,9 +175,11 @@ async fn pay(args: &PayArgs, context: &PayContext) -> Result<ExitCode, Failure> 
             _ => ExitCode::SUCCESS,
         });
     }
+    // A file that cannot be written must not be found out once the money is gone.
+    let out = output::open(args).map_err(Failure::Usage)?;
     let fetched = agent.fetch_distinct(request, &args.label).await.map_err(Failure::Fetch)?;
     let (status, paid) = (fetched.response.status().as_u16(), fetched.payment.is_some());
-    output::answer(args, &method, &url, fetched).await.map_err(Failure::Other)?;
+    output::answer(args, out, &method, &url, fetched).await?;
     Ok(match (status, paid) {
         (400.., false) => ExitCode::from(22),
         (400.., true) => ExitCode::from(23),
@@ -176,8 +189,12 @@ async fn pay(args: &PayArgs, context: &PayContext) -> Result<ExitCode, Failure> 
 
 fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
     let folder = journal_folder(args, context)?;
-    let journal = Journal::open(&folder, context.clock.now())
-        .with_context(|| format!("the payment journal in {} cannot be used", folder.display()))?;
+    let journal = if args.dry_run {
+        Journal::unopened(&folder)
+    } else {
+        Journal::open(&folder, context.clock.now())
+            .with_context(|| format!("the payment journal in {} cannot be used", folder.display()))?
+    };
     let mut policy = Policy::default();
     policy.max_per_call = args.max.unwrap_or(policy.max_per_call);
     // What the user says of a token goes before what we know of it.
@@ -238,14 +255,15 @@ impl Failure {
             Self::SetUp(_) => 3,
             Self::Fetch(error) => match error {
                 FetchError::Request(_) => 2,
-                FetchError::Wallet(_) | FetchError::Journal(_) => 3,
+                FetchError::Wallet(_) | FetchError::WalletStrayed { .. } | FetchError::Journal(_) => 3,
                 FetchError::Policy(_) => 4,
-                FetchError::Refused { .. } => 5,
+                FetchError::Refused { .. } | FetchError::StoppedAfterRefusal { .. } => 5,
                 FetchError::OutcomeUnclear { .. } => 6,
                 FetchError::Network { .. } => 7,
                 FetchError::Bill(_) => 8,
                 FetchError::ChargedNotDelivered { .. } => 9,
             },
+            Self::BrokenOff { .. } => 10,
             Self::Other(_) => 1,
         })
     }
@@ -255,6 +273,7 @@ impl Failure {
             Self::Usage(_) => "usage",
             Self::SetUp(_) => "set_up",
             Self::Fetch(error) => error.code(),
+            Self::BrokenOff { .. } => "answer_broke_off",
             Self::Other(_) => "other",
         }
     }
@@ -262,23 +281,34 @@ impl Failure {
     fn stake(&self) -> Stake {
         match self {
             Self::Fetch(error) => error.stake(),
+            Self::BrokenOff { payment, .. } => match payment.charge {
+                Charge::Charged { .. } => Stake::Charged,
+                Charge::NoReceipt { .. } | Charge::NotSettled { .. } => Stake::Unclear,
+            },
             _ => Stake::Nothing,
         }
     }
 
     fn retryable(&self) -> bool {
-        matches!(self, Self::Fetch(error) if error.retryable())
+        match self {
+            Self::Fetch(error) => error.retryable(),
+            Self::BrokenOff { .. } => true,
+            Self::Usage(_) | Self::SetUp(_) | Self::Other(_) => false,
+        }
     }
 
     fn hint(&self) -> Option<&'static str> {
-        let Self::Fetch(error) = self else { return None };
+        let again = "run the same command again: it sends the same payment and cannot pay twice";
+        let error = match self {
+            Self::Fetch(error) => error,
+            Self::BrokenOff { .. } => return Some(again),
+            Self::Usage(_) | Self::SetUp(_) | Self::Other(_) => return None,
+        };
         match error {
             FetchError::Policy(_) => {
                 Some("--dry-run shows the whole bill; --max, --asset and --network widen the policy")
             }
-            FetchError::OutcomeUnclear { .. } => {
-                Some("run the same command again: it sends the same payment and cannot pay twice")
-            }
+            FetchError::OutcomeUnclear { .. } => Some(again),
             _ => None,
         }
     }
@@ -289,15 +319,20 @@ impl Failure {
             Self::Usage(error) | Self::SetUp(error) | Self::Other(error) => {
                 error.chain().map(|e| e.to_string()).collect()
             }
-            Self::Fetch(error) => {
-                let mut lines = vec![error.to_string()];
-                let mut next = std::error::Error::source(error);
-                while let Some(source) = next {
-                    lines.push(source.to_string());
-                    next = source.source();
-                }
+            Self::Fetch(error) => error_lines(error),
+            Self::BrokenOff { source, .. } => {
+                let mut lines = vec!["the answer to the payment broke off".to_owned()];
+                lines.extend(error_lines(source));
                 lines
             }
         }
     }
+}
+
+fn error_lines(error: &dyn std::error::Error) -> Vec<String> {
+    let mut lines: Vec<String> =
+        std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+    // An error that tells its cause itself need not be told twice.
+    lines.dedup_by(|cause, line| line.ends_with(cause.as_str()));
+    lines
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Write},
 };
 
@@ -19,31 +19,67 @@ use super::{Failure, PayArgs};
 /// The largest body that `--json` holds in memory.
 const JSON_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Prints the answer as it comes in, then the receipt.
-pub(super) async fn answer(args: &PayArgs, method: &Method, url: &Url, fetched: Fetched) -> anyhow::Result<()> {
-    let Fetched { response, payment } = fetched;
-    let printed =
-        if args.json { json_answer(response, payment.as_ref()).await } else { plain_answer(args, response).await };
-    // A body that broke off is no reason to keep quiet about the money.
-    if let Some(made) = &payment
-        && !args.silent
-    {
-        say(&receipt(method, url, made))?;
-    }
-    printed
+/// Opens the file of `-o`, if there is one, and leaves what it holds for as long as there is no answer.
+pub(super) fn open(args: &PayArgs) -> anyhow::Result<Option<File>> {
+    let Some(path) = args.output.as_ref().filter(|path| path.as_os_str() != "-") else { return Ok(None) };
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    Ok(Some(file.with_context(|| format!("cannot write {}; nothing was paid", path.display()))?))
 }
 
-async fn plain_answer(args: &PayArgs, mut response: Response) -> anyhow::Result<()> {
-    let mut out: Box<dyn Write> = match &args.output {
-        Some(path) if path.as_os_str() != "-" => {
-            Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+/// Why an answer was not printed whole.
+#[derive(Debug)]
+enum PrintError {
+    BrokenOff(reqwest::Error),
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for PrintError {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Prints the answer as it comes in, then the receipt.
+pub(super) async fn answer(
+    args: &PayArgs,
+    out: Option<File>,
+    method: &Method,
+    url: &Url,
+    fetched: Fetched,
+) -> Result<(), Failure> {
+    let Fetched { response, payment } = fetched;
+    let printed =
+        if args.json { json_answer(response, payment.as_ref()).await } else { plain_answer(args, out, response).await };
+    // A body that broke off is no reason to keep quiet about the money.
+    if let Some(made) = &payment {
+        say(&receipt(args, method, url, made)).map_err(Failure::Other)?;
+    }
+    match (printed, payment) {
+        (Ok(()), _) => Ok(()),
+        (Err(PrintError::BrokenOff(source)), Some(payment)) => {
+            Err(Failure::BrokenOff { payment: Box::new(payment), source })
         }
-        _ => Box::new(io::stdout().lock()),
+        (Err(PrintError::BrokenOff(source)), None) => {
+            Err(Failure::Other(anyhow::Error::new(source).context("the answer broke off; run the same command again")))
+        }
+        (Err(PrintError::Other(error)), _) => Err(Failure::Other(error)),
+    }
+}
+
+async fn plain_answer(args: &PayArgs, out: Option<File>, mut response: Response) -> Result<(), PrintError> {
+    let mut out: Box<dyn Write + Send> = match out {
+        Some(file) => {
+            if file.metadata()?.is_file() {
+                file.set_len(0)?;
+            }
+            Box::new(file)
+        }
+        None => Box::new(io::stdout()),
     };
     if args.include || args.head {
         out.write_all(&head(&response))?;
     }
-    while let Some(piece) = response.chunk().await.context("the answer broke off; run the same command again")? {
+    while let Some(piece) = response.chunk().await.map_err(PrintError::BrokenOff)? {
         out.write_all(&piece)?;
     }
     out.flush()?;
@@ -62,19 +98,19 @@ fn head(response: &Response) -> Vec<u8> {
     bytes
 }
 
-async fn json_answer(mut response: Response, payment: Option<&PaymentMade>) -> anyhow::Result<()> {
+async fn json_answer(mut response: Response, payment: Option<&PaymentMade>) -> Result<(), PrintError> {
     let (status, url) = (response.status().as_u16(), response.url().to_string());
     let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
         json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())])
     };
     let headers: Vec<Value> = response.headers().iter().map(header).collect();
     let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.context("the answer broke off; run the same command again")? {
+    while let Some(piece) = response.chunk().await.map_err(PrintError::BrokenOff)? {
         body.extend_from_slice(&piece);
-        anyhow::ensure!(
-            body.len() <= JSON_BODY_BYTES_MAX,
-            "the body is longer than the {JSON_BODY_BYTES_MAX} bytes that --json holds; use -o"
-        );
+        if body.len() > JSON_BODY_BYTES_MAX {
+            let limit = format!("the body is longer than the {JSON_BODY_BYTES_MAX} bytes that --json holds; use -o");
+            return Err(PrintError::Other(anyhow::anyhow!(limit)));
+        }
     }
     let mut object = json!({"status": status, "url": url, "headers": headers, "payment": payment.map(payment_json)});
     match String::from_utf8(body) {
@@ -83,7 +119,7 @@ async fn json_answer(mut response: Response, payment: Option<&PaymentMade>) -> a
             object["body_base64"] = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, bytes.as_bytes()).into()
         }
     }
-    print(&format!("{object}\n"))
+    Ok(print(&format!("{object}\n"))?)
 }
 
 fn payment_json(made: &PaymentMade) -> Value {
@@ -107,8 +143,16 @@ fn payment_json(made: &PaymentMade) -> Value {
     })
 }
 
-/// One line for people, and one for each note.
-fn receipt(method: &Method, url: &Url, made: &PaymentMade) -> String {
+/// One line for people unless it is not wanted, and one for each note.
+fn receipt(args: &PayArgs, method: &Method, url: &Url, made: &PaymentMade) -> String {
+    let mut text = if args.silent { String::new() } else { receipt_line(method, url, made) };
+    for odd in &made.notes {
+        writeln!(text, "note: {}", note(odd)).unwrap_or_default();
+    }
+    text
+}
+
+fn receipt_line(method: &Method, url: &Url, made: &PaymentMade) -> String {
     let amount = made.asset.tokens(made.offer.amount.units);
     let what = format!(
         "{amount} {} on {} to {} for {method} {url}",
@@ -130,9 +174,6 @@ fn receipt(method: &Method, url: &Url, made: &PaymentMade) -> String {
         write!(text, " ({id})").unwrap_or_default();
     }
     text.push('\n');
-    for odd in &made.notes {
-        writeln!(text, "note: {}", note(odd)).unwrap_or_default();
-    }
     text
 }
 
@@ -141,22 +182,27 @@ fn note(note: &Note) -> String {
         Note::PayToChanged { was, now } => format!("a second bill named the recipient {now} instead of {was}"),
         Note::PriceChanged { was, now } => format!("a second bill asked for {now} instead of {was}"),
         Note::RedirectNotFollowed => "the paid request was redirected, which was not followed".to_owned(),
+        Note::BodyDisagrees => "the body of the 402 asks for other terms than its header, which was taken".to_owned(),
+        Note::ReceiptDiffers { field, signed, receipt } => {
+            format!("the receipt names the {field} {receipt}; {signed} was signed")
+        }
     }
 }
 
 /// The bill, readable.
 pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
-    let (url, bill, offers) = match quote {
+    let (url, bill, offers, notes) = match quote {
         Quote::Free(response) if args.json => {
             return print(&format!("{}\n", json!({"status": response.status().as_u16(), "offers": null})));
         }
         Quote::Free(response) => return print(&format!("no bill: the server answers {}\n", response.status())),
-        Quote::Bill { url, bill, offers } => (url, bill, offers),
+        Quote::Bill { url, bill, offers, notes } => (url, bill, offers, notes),
     };
     let skipped: Vec<String> = bill.skipped.iter().map(ToString::to_string).collect();
     if args.json {
         let offers: Vec<Value> = offers.iter().map(offer_json).collect();
-        let object = json!({"status": 402, "url": url, "offers": offers, "skipped": skipped});
+        let notes: Vec<String> = notes.iter().map(note).collect();
+        let object = json!({"status": 402, "url": url, "offers": offers, "skipped": skipped, "notes": notes});
         return print(&format!("{object}\n"));
     }
     let mut text = format!("{url} wants to be paid\n");
@@ -178,6 +224,7 @@ pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
         }
     }
     skipped.iter().try_for_each(|skipped| writeln!(text, "  {skipped}"))?;
+    notes.iter().try_for_each(|odd| writeln!(text, "note: {}", note(odd)))?;
     text.push_str(if offers.iter().any(|offer| offer.chosen) {
         "the offer marked * would be paid; nothing was signed\n"
     } else {
@@ -207,21 +254,10 @@ fn offer_json(quoted: &QuotedOffer) -> Value {
 
 /// Tells why the command failed: on standard error, or as an object on standard output.
 pub(super) fn failure(args: &PayArgs, failure: &Failure) -> anyhow::Result<()> {
-    let lines = failure.lines();
     if args.json {
-        let charged = match failure.stake() {
-            Stake::Nothing | Stake::Declined => json!(false),
-            Stake::Unclear => json!("unknown"),
-            Stake::Charged => json!(true),
-        };
-        let error = json!({
-            "code": failure.code(),
-            "detail": lines.join(": "),
-            "charged": charged,
-            "retryable": failure.retryable(),
-        });
-        return print(&format!("{}\n", json!({ "error": error })));
+        return print(&format!("{}\n", failure_json(failure)));
     }
+    let lines = failure.lines();
     let mut text = String::new();
     for (index, line) in lines.iter().enumerate() {
         let lead = if index == 0 { "error: " } else { "  caused by: " };
@@ -231,6 +267,30 @@ pub(super) fn failure(args: &PayArgs, failure: &Failure) -> anyhow::Result<()> {
         writeln!(text, "hint: {hint}")?;
     }
     say(&text)
+}
+
+pub(super) fn failure_json(failure: &Failure) -> Value {
+    let charged = match failure.stake() {
+        Stake::Nothing | Stake::Declined => json!(false),
+        Stake::Unclear => json!("unknown"),
+        Stake::Charged => json!(true),
+    };
+    let mut error = json!({
+        "code": failure.code(),
+        "detail": failure.lines().join(": "),
+        "charged": charged,
+        "retryable": failure.retryable(),
+    });
+    if let Failure::Fetch(fetch) = failure
+        && let Some(until) = fetch.declined_valid_until()
+    {
+        error["authorizationValidUntil"] = until.unix_s().into();
+    }
+    let mut object = json!({ "error": error });
+    if let Failure::BrokenOff { payment, .. } = failure {
+        object["payment"] = payment_json(payment);
+    }
+    object
 }
 
 fn utc(at: Timestamp) -> String {

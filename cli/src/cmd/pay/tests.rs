@@ -58,6 +58,17 @@ async fn seller() -> String {
             ("/doubt", true) => respond(503, ("x-a", String::new()), ""),
             ("/no", true) => respond(402, settled(false, Some("insufficient_funds")), "{}"),
             ("/late", true) => respond(402, settled(false, Some("invalid_exact_evm_nonce_already_used")), "{}"),
+            ("/torn", true) => {
+                let torn = futures_util::stream::once(async {
+                    // Not before the head is out.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Err(std::io::Error::other("torn"))
+                });
+                let pieces = futures_util::StreamExt::chain(futures_util::stream::iter([Ok("goo")]), torn);
+                let mut response = respond(200, settled(true, None), "");
+                *response.body_mut() = axum::body::Body::from_stream(pieces);
+                response
+            }
             ("/gone", true) => respond(404, ("x-a", String::new()), "gone"),
             (_, true) => respond(200, settled(true, None), "\u{0}goods"),
         }
@@ -92,6 +103,8 @@ async fn exit_codes_say_what_became_of_the_money() {
     check(context(), "/doubt", &[], 6).await;
     check(context(), "/late", &[], 9).await;
     check(context(), "/odd", &[], 8).await;
+    check(context(), "/torn", &[], 10).await;
+    assert_eq!(std::fs::read(out).unwrap(), b"goo");
     let keyless = PayContext { environment: |_| None, ..context() };
     check(keyless.clone(), "/free", &[], 22).await;
     check(keyless.clone(), "/ok", &[], 3).await;
@@ -100,6 +113,65 @@ async fn exit_codes_say_what_became_of_the_money() {
     check(wrong, "/ok", &[], 3).await;
     check(context(), "/ok", &["-H", "no header"], 2).await;
     check(context(), "/ok", &["-H", "X-PAYMENT: mine"], 2).await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_is_found_out_before_anything_is_signed() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let (journal, out) = (folder.path().join("journal"), folder.path().join("none").join("out"));
+    let line = ["--journal", journal.to_str().unwrap(), "-o", out.to_str().unwrap(), &format!("{base}/ok")];
+    assert_eq!(Box::pin(run(parse(&line), context())).await.unwrap(), ExitCode::from(2));
+    for part in ["open", "closed"] {
+        assert_eq!(std::fs::read_dir(journal.join(part)).unwrap().count(), 0, "{part}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_keeps_what_it_holds_until_there_is_an_answer() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let (journal, out) = (folder.path().join("journal"), folder.path().join("out"));
+    std::fs::write(&out, "what was there before").unwrap();
+    let fetch = async |path: &str| {
+        let url = format!("{base}{path}");
+        let line = ["-s", "--journal", journal.to_str().unwrap(), "-o", out.to_str().unwrap(), &url];
+        Box::pin(run(parse(&line), context())).await.unwrap();
+        std::fs::read_to_string(&out).unwrap()
+    };
+    assert_eq!(fetch("/dear").await, "what was there before");
+    assert_eq!(fetch("/ok").await, "\0goods");
+}
+
+#[tokio::test]
+async fn a_dry_run_makes_no_journal() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let journal = folder.path().join("journal");
+    let line = ["--dry-run", "--journal", journal.to_str().unwrap(), &format!("{base}/ok")];
+    assert_eq!(Box::pin(run(parse(&line), context())).await.unwrap(), ExitCode::SUCCESS);
+    assert!(!journal.exists());
+}
+
+#[tokio::test]
+async fn a_program_is_told_what_may_still_be_charged() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let journal = folder.path().join("journal");
+    let failed = async |path: &str| {
+        let url = format!("{base}{path}");
+        let line = ["--json", "--timeout", "1", "--journal", journal.to_str().unwrap(), &url];
+        let failure = Box::pin(pay(&parse(&line), &context())).await.unwrap_err();
+        let mut object = output::failure_json(&failure);
+        (object["error"]["charged"].take(), object["error"]["authorizationValidUntil"].as_u64(), object)
+    };
+    let now_s = SystemClock.now().unix_s();
+    let (charged, until, _) = failed("/dear").await;
+    assert_eq!((charged, until), (json!(false), None));
+    let (charged, until, _) = failed("/no").await;
+    assert_eq!(charged, json!(false));
+    assert!((now_s + 1..=now_s + 70).contains(&until.unwrap()), "{until:?}");
+    assert_eq!(failed("/doubt").await.0, json!("unknown"));
+    assert_eq!(failed("/late").await.0, json!(true));
+    let (charged, _, object) = failed("/torn").await;
+    assert_eq!((charged, &object["error"]["code"]), (json!(true), &json!("answer_broke_off")));
+    assert_eq!((&object["error"]["retryable"], &object["payment"]["charged"]), (&json!(true), &json!(true)));
 }
 
 fn built(line: &[&str]) -> reqwest::Request {
