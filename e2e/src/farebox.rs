@@ -16,6 +16,7 @@ pub struct Setup {
     dir: TempDir,
     port: u16,
     env: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Setup {
@@ -24,7 +25,7 @@ impl Setup {
     /// # Errors
     /// The folder cannot be written.
     pub fn new(config: &str) -> Result<Self> {
-        let setup = Self { dir: tempfile::tempdir()?, port: free_port()?, env: vec![] };
+        let setup = Self { dir: tempfile::tempdir()?, port: free_port()?, env: vec![], wrapper: vec![] };
         setup.configure(config)?;
         Ok(setup)
     }
@@ -45,6 +46,13 @@ impl Setup {
         self
     }
 
+    /// Started by this command, which is given the binary and its arguments and must end by becoming it.
+    #[must_use]
+    pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// The folder: config, ledger.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -62,7 +70,15 @@ impl Setup {
     /// # Errors
     /// The binary is not built.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(tool(Tool::Farebox)?);
+        let binary = tool(Tool::Farebox)?;
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, words)) => {
+                let mut command = Command::new(wrapper);
+                command.args(words).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
         command.args(arguments).current_dir(self.dir.path());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         Ok(command)

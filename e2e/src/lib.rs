@@ -10,7 +10,7 @@ mod farebox;
 mod fault;
 mod peer;
 mod process;
-
+mod shop;
 mod tools;
 mod usdc;
 mod web;
@@ -22,6 +22,7 @@ pub use farebox::{Farebox, Setup};
 pub use fault::{Fault, FaultProxy, Times};
 pub use peer::ExpressPeer;
 pub use process::{Process, free_port};
+pub use shop::{Audit, Paid, Reply, Shop, ShopOptions};
 pub use tools::{Tool, tool};
 pub use usdc::{Authorization, Usdc, now_s};
 pub use web::http_client;
