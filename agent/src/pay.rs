@@ -32,6 +32,7 @@ enum Presented {
 }
 
 /// What one attempt came to.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, and not for long")]
 enum Attempt {
     Done(Presented),
     Again { why: String, after: Option<Duration> },
