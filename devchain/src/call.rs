@@ -13,6 +13,9 @@ use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransa
 use crate::evm::{self, Rules, RunError, Scratch};
 use crate::limits::{BLOCK_GAS_MAX, CALL_GAS_MAX, OVERRIDE_ACCOUNTS_MAX};
 
+/// Gas of a transaction that only moves ether; none needs less.
+const PLAIN_TRANSFER: u64 = 21_000;
+
 /// Why a call has no result.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CallError {
@@ -88,6 +91,9 @@ impl Place<'_> {
             }
             other => succeeded(other?)?,
         };
+        if first.gas().total_gas_spent() == PLAIN_TRANSFER {
+            return Ok(PLAIN_TRANSFER);
+        }
         let mut low = first.tx_gas_used().saturating_sub(1);
         // Most calls need what they used, what was refunded, and the 64th that EIP-150 holds back: try that first.
         let mut guess = (first.gas().total_gas_spent() + CALL_STIPEND) * 64 / 63;
@@ -105,7 +111,7 @@ impl Place<'_> {
 
     /// The most gas the call may have: what it asks for or a block's, as far as the sender can pay.
     fn allowance(&mut self, request: &TransactionRequest, tx: &TxEnv) -> Result<u64, CallError> {
-        let gas = request.gas.filter(|gas| *gas >= 21_000).unwrap_or(BLOCK_GAS_MAX).min(CALL_GAS_MAX);
+        let gas = request.gas.filter(|gas| *gas >= PLAIN_TRANSFER).unwrap_or(BLOCK_GAS_MAX).min(CALL_GAS_MAX);
         if tx.gas_price == 0 {
             return Ok(gas);
         }

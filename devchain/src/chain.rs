@@ -170,9 +170,13 @@ impl Chain {
                 continue;
             }
             let env = evm::tx_env(tx, tx.signer());
-            let Ok(ran) = evm::run(&mut state, self.chain_id, evm::block_env(&header), env, Rules::Consensus) else {
-                invalid.push(*tx.tx_hash());
-                continue;
+            let ran = match evm::run(&mut state, self.chain_id, evm::block_env(&header), env, Rules::Consensus) {
+                Ok(ran) => ran,
+                Err(error) => {
+                    tracing::debug!(hash = %tx.tx_hash(), %error, "a transaction that waited cannot be executed");
+                    invalid.push(*tx.tx_hash());
+                    continue;
+                }
             };
             state.commit(ran.state.clone());
             changes.push(ran.state);

@@ -26,7 +26,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{B256, Bytes};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -34,6 +34,8 @@ use tokio::task::JoinHandle;
 use crate::chain::Chain;
 use crate::limits::SHUTDOWN_TIMEOUT;
 use crate::node::Node;
+
+pub use alloy::primitives::{Address, U256};
 
 pub use crate::send::SendError;
 pub use crate::token::{DemoUsd, DemoWallet, TokenConfig, TokenError};

@@ -1,6 +1,6 @@
 //! What the chain keeps, in the shapes of the Ethereum JSON-RPC API.
 
-use alloy::consensus::{Block as ConsensusBlock, BlockBody, ReceiptEnvelope, Transaction as _};
+use alloy::consensus::{Block as ConsensusBlock, BlockBody, Transaction as _};
 use alloy::eips::eip4895::Withdrawals;
 use alloy::network::primitives::BlockTransactions;
 use alloy::primitives::{Address, Bytes, Sealable as _, U256};
@@ -70,10 +70,8 @@ pub(crate) fn waiting_transaction(tx: &SignedTransaction) -> Transaction {
 /// The receipt at `index` of a block; callers take the index from the chain.
 pub(crate) fn receipt(block: &Block, index: usize) -> TransactionReceipt {
     let (tx, outcome) = (&block.transactions[index], &block.outcomes[index]);
-    let inner: ReceiptEnvelope<Log> = {
-        let mut logs = logs(block, index);
-        outcome.receipt.clone().map_logs(|inner| logs.next().unwrap_or(Log { inner, ..Log::default() }))
-    };
+    let mut log_index = outcome.first_log..;
+    let inner = outcome.receipt.clone().map_logs(|inner| log(block, index, log_index.next(), inner));
     TransactionReceipt {
         inner,
         transaction_hash: *tx.tx_hash(),
@@ -92,17 +90,22 @@ pub(crate) fn receipt(block: &Block, index: usize) -> TransactionReceipt {
 
 /// The logs of the transaction at `index` of a block.
 pub(crate) fn logs(block: &Block, index: usize) -> impl Iterator<Item = Log> {
-    let (hash, outcome) = (*block.transactions[index].tx_hash(), &block.outcomes[index]);
-    outcome.receipt.logs().iter().zip(outcome.first_log..).map(move |(inner, log_index)| Log {
-        inner: inner.clone(),
+    let outcome = &block.outcomes[index];
+    let indexed = outcome.receipt.logs().iter().zip(outcome.first_log..);
+    indexed.map(move |(inner, log_index)| log(block, index, Some(log_index), inner.clone()))
+}
+
+fn log(block: &Block, index: usize, log_index: Option<u64>, inner: alloy::primitives::Log) -> Log {
+    Log {
+        inner,
         block_hash: Some(block.hash),
         block_number: Some(block.header.number),
         block_timestamp: Some(block.header.timestamp),
-        transaction_hash: Some(hash),
+        transaction_hash: Some(*block.transactions[index].tx_hash()),
         transaction_index: Some(index as u64),
-        log_index: Some(log_index),
+        log_index,
         removed: false,
-    })
+    }
 }
 
 pub(crate) fn code(state: &mut Scratch<'_>, address: Address) -> Bytes {
