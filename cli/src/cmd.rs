@@ -2,6 +2,8 @@
 //! reported on standard error with exit code 1.
 
 mod check;
+#[cfg(feature = "demo")]
+mod demo;
 #[cfg(test)]
 pub(crate) mod help;
 mod init;
@@ -59,6 +61,9 @@ enum Command {
     Payments(payments::PaymentsArgs),
     /// Request a URL and pay for it if it asks to be paid
     Pay(Box<pay::PayArgs>),
+    /// See a paid call from end to end, with everything embedded
+    #[cfg(feature = "demo")]
+    Demo(demo::Args),
 }
 
 /// Runs the command.
@@ -76,6 +81,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let ledger = config::load(&globals.config)?.ledger;
             payments::run(args, &ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
         }
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => demo::run(&args),
         Command::Pay(args) => {
             logging::start(&logging::QUIET)?;
             let context = pay::PayContext {

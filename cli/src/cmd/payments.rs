@@ -25,7 +25,7 @@ const TABLE_ROWS: u64 = 50;
 /// List payments, newest first, or export them.
 ///
 /// Times are UTC. `--since` and `--until` take a date (2026-11-23), a time (2026-11-23T20:00:00Z) or an age (30m, 24h, 7d).
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct PaymentsArgs {
     /// Only this payment
     #[arg(long, value_name = "PAYMENT")]
