@@ -5,6 +5,7 @@
 
 mod anvil;
 mod client;
+mod counter;
 mod echo;
 mod farebox;
 mod fault;
@@ -17,6 +18,7 @@ mod web;
 
 pub use anvil::{Account, Anvil, CHAIN_ID, NETWORK};
 pub use client::{ForeignClient, Job, Outcome};
+pub use counter::{Counter, bill, books, header, payment, signed_payment};
 pub use echo::{Answer, Echo, Seen};
 pub use farebox::{Farebox, Setup};
 pub use fault::{Fault, FaultProxy, Times};
