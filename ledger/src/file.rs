@@ -159,6 +159,51 @@ pub(crate) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, OpenE
     Ok(connection)
 }
 
+/// Which files a connection writes to. Deleted or replaced, they still take every write, and no later start finds any of it.
+#[derive(Debug)]
+pub(crate) struct Files(Vec<(PathBuf, FileId)>);
+
+impl Files {
+    /// The ledger at `path`, once a connection has it open: by then SQLite has made the two files beside it.
+    pub(crate) fn of(path: &Path) -> Result<Self, OpenError> {
+        let paths = [path.to_owned(), beside(path, "-wal"), beside(path, "-shm")];
+        let identified = paths.into_iter().map(|path| match file_id(&path) {
+            Ok(id) => Ok((path, id)),
+            Err(source) => Err(OpenError::File { path, source }),
+        });
+        Ok(Self(identified.collect::<Result<_, _>>()?))
+    }
+
+    /// Fails as SQLite does when it notices: it does so for rollback journals, and not for a write-ahead log.
+    pub(crate) fn in_place(&self) -> rusqlite::Result<()> {
+        let Some((path, _)) = self.0.iter().find(|(path, id)| file_id(path).ok().as_ref() != Some(id)) else {
+            return Ok(());
+        };
+        let moved = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY_DBMOVED);
+        let told = format!("{} was deleted or replaced while in use; restart the gateway", path.display());
+        Err(rusqlite::Error::SqliteFailure(moved, Some(told)))
+    }
+}
+
+/// Device and inode.
+#[cfg(unix)]
+type FileId = (u64, u64);
+
+#[cfg(unix)]
+fn file_id(path: &Path) -> io::Result<FileId> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// A file that is open cannot be deleted here.
+#[cfg(not(unix))]
+type FileId = ();
+
+#[cfg(not(unix))]
+fn file_id(path: &Path) -> io::Result<FileId> {
+    fs::metadata(path).map(drop)
+}
+
 fn create(path: &Path) -> io::Result<()> {
     match private().create_new(true).open(path) {
         Ok(_) => sync_folder(path),

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 
 use crate::{
     AssetName, OpenError,
-    file::{connect_writer, take},
+    file::{Files, connect_writer, take},
     query::{self, StoreError},
     reads::Reads,
     schema,
@@ -74,7 +74,8 @@ impl SqliteLedger {
         }
         query::prune_answers(&connection, now, PRUNED_AT_OPEN).map_err(at_open)?;
         let reads = Reads::new(exclusive.path.clone());
-        let writer = Writer::start(connection, exclusive).map_err(OpenError::Thread)?;
+        let files = Files::of(&exclusive.path)?;
+        let writer = Writer::start(connection, files, exclusive).map_err(OpenError::Thread)?;
         Ok(Self { instance: options.instance, answers_kept_for: options.answers_kept_for, writer, reads })
     }
 

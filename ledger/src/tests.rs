@@ -319,3 +319,16 @@ fn hot_queries_use_an_index() {
         assert!(plan.contains(index) && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
     }
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_that_was_deleted_under_it_takes_no_more_writes() {
+    for file in ["farebox.db", "farebox.db-wal", "farebox.db-shm"] {
+        let folder = Folder::new();
+        let ledger = open(&folder).unwrap();
+        deliver(&ledger, 1, NOW).await;
+        std::fs::remove_file(folder.0.path().join(file)).unwrap();
+        let refused = ledger.claim(sample_claim(2)).await.unwrap_err();
+        assert!(causes(&refused).contains("was deleted or replaced"), "{file}: {}", causes(&refused));
+    }
+}

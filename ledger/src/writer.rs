@@ -16,7 +16,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{file::Exclusive, query::StoreError};
+use crate::{
+    file::{Exclusive, Files},
+    query::StoreError,
+};
 
 /// The most operations in one commit. Bounds how much one failed commit spoils and how long the first of a group waits.
 const GROUP_MAX: usize = 128;
@@ -63,11 +66,11 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Starts the thread. It keeps `exclusive`, so that the lock outlives the last write.
-    pub(crate) fn start(connection: Connection, exclusive: Exclusive) -> io::Result<Self> {
+    pub(crate) fn start(connection: Connection, files: Files, exclusive: Exclusive) -> io::Result<Self> {
         let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
         let (done, closed) = sync_mpsc::channel();
         thread::Builder::new().name("farebox-ledger".into()).spawn(move || {
-            run(&connection, waiting);
+            run(&connection, &files, waiting);
             drop((connection, exclusive));
             drop(done);
         })?;
@@ -101,10 +104,10 @@ impl Drop for Writer {
     }
 }
 
-fn run(connection: &Connection, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
+fn run(connection: &Connection, files: &Files, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while waiting.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-        let lost = commit(connection, &mut group).err().map(Arc::new);
+        let lost = commit(connection, files, &mut group).err().map(Arc::new);
         if let Some(error) = &lost {
             tracing::error!(error = %error, operations = group.len(), "a group of ledger writes was not committed");
             roll_back(connection);
@@ -116,7 +119,8 @@ fn run(connection: &Connection, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
 }
 
 /// All of the group's operations that succeed, or an error and none.
-fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+fn commit(connection: &Connection, files: &Files, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+    files.in_place()?;
     execute(connection, "BEGIN IMMEDIATE")?;
     for job in &mut *group {
         job.run(connection)?;
