@@ -1,10 +1,14 @@
 //! The way of one paid request, from its head to the permit that lets it run. What happens after the claim is in `fare.rs`.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use farebox_core::{
-    Binding, CallerId, Claim, Claimed, Credential, InstanceId, Payer, Payment, PaymentEvent, PaymentId, PaymentState,
-    Permit, RailName, Refusal, SettleWhen, Tariff,
+    Binding, CallerId, Claim, Claimed, Credential, CredentialDigest, InstanceId, Payer, Payment, PaymentEvent,
+    PaymentId, PaymentState, Permit, RailName, Refusal, SettleWhen, Tariff,
     ports::{Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, VerifyError, claim_of},
 };
 use http::{HeaderName, Method, Response};
@@ -69,36 +73,48 @@ pub(crate) struct Till {
     pub(crate) unsettled: Unsettled,
 }
 
-/// Counts what payers have claimed and not settled.
+/// The credentials of each payer that are being verified, or are claimed and not settled.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Unsettled(Arc<Mutex<HashMap<Payer, usize>>>);
+pub(crate) struct Unsettled(Arc<Mutex<HashMap<Payer, HashSet<CredentialDigest>>>>);
 
 /// A place among a payer's unsettled payments, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     unsettled: Unsettled,
     payer: Payer,
+    credential: CredentialDigest,
+}
+
+/// Why there is no place.
+enum NoPlace {
+    /// Another request with the same credential has it: copies of one payment are verified once, and count as one.
+    Taken,
+    /// The payer has too many.
+    Full,
 }
 
 impl Unsettled {
-    fn take(&self, payer: &Payer, max: usize) -> Option<Place> {
-        let mut counts = self.0.lock();
-        let count = counts.entry(payer.clone()).or_default();
-        if *count >= max {
-            return None;
+    fn take(&self, payer: &Payer, credential: CredentialDigest, max: usize) -> Result<Place, NoPlace> {
+        let mut places = self.0.lock();
+        let of_payer = places.entry(payer.clone()).or_default();
+        if of_payer.contains(&credential) {
+            return Err(NoPlace::Taken);
         }
-        *count += 1;
-        Some(Place { unsettled: self.clone(), payer: payer.clone() })
+        if of_payer.len() >= max {
+            return Err(NoPlace::Full);
+        }
+        of_payer.insert(credential);
+        Ok(Place { unsettled: self.clone(), payer: payer.clone(), credential })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.unsettled.0.lock();
-        if let Some(count) = counts.get_mut(&self.payer) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.payer);
+        let mut places = self.unsettled.0.lock();
+        if let Some(of_payer) = places.get_mut(&self.payer) {
+            of_payer.remove(&self.credential);
+            if of_payer.is_empty() {
+                places.remove(&self.payer);
             }
         }
     }
@@ -116,8 +132,8 @@ pub(crate) enum Turned {
     Replayed(Payment),
     /// The payer has too much claimed and not settled: 429.
     TooMany,
-    /// Somebody is at it, for longer than we wait: 503.
-    Busy(Payment),
+    /// Somebody is at it, for longer than we wait: 503. No payment as long as it is not claimed.
+    Busy(Option<Payment>),
     /// The proof is another request's: 409.
     Foreign(Payment),
 }
@@ -201,10 +217,11 @@ impl Ask<'_> {
         let mut pause = BUSY_PAUSE[0];
         loop {
             let busy = match self.try_permit().await? {
-                Claimed::Granted(permit) => return Ok((permit, self.place)),
-                Claimed::Replayed(payment) => return Err(Turned::Replayed(payment)),
-                Claimed::Foreign(payment) => return Err(Turned::Foreign(payment)),
-                Claimed::Busy(payment) => payment,
+                Some(Claimed::Granted(permit)) => return Ok((permit, self.place)),
+                Some(Claimed::Replayed(payment)) => return Err(Turned::Replayed(payment)),
+                Some(Claimed::Foreign(payment)) => return Err(Turned::Foreign(payment)),
+                Some(Claimed::Busy(payment)) => Some(payment),
+                None => None,
             };
             if tokio::time::Instant::now() >= deadline {
                 return Err(Turned::Busy(busy));
@@ -216,23 +233,29 @@ impl Ask<'_> {
 
     /// The books are asked first, before the credential's time, price and chain: a payer who lost the answer must get it, or its
     /// payment's state, even when the authorization has run out, the price has moved, and the nonce is used, by us.
-    async fn try_permit(&mut self) -> Result<Claimed, Turned> {
+    ///
+    /// `None` while another request is at the same credential and has not claimed it.
+    async fn try_permit(&mut self) -> Result<Option<Claimed>, Turned> {
         let digest = self.credential.digest();
         let Some(known) = self.till.ledger.find(digest).await? else { return self.verify_and_claim().await };
         match known.clone().peek(&self.binding, digest, self.till.clock.now()) {
-            Some(outcome) => Ok(outcome),
+            Some(outcome) => Ok(Some(outcome)),
             // Settled, and its delivery broke off: the chain need not be asked.
-            None if known.state == PaymentState::Settled => self.claim(self.again(known)).await,
+            None if known.state == PaymentState::Settled => self.claim(self.again(known)).await.map(Some),
             // Claimed by a process that died: as good as new, if it is still good.
             None => self.verify_and_claim().await,
         }
     }
 
-    async fn verify_and_claim(&mut self) -> Result<Claimed, Turned> {
+    async fn verify_and_claim(&mut self) -> Result<Option<Claimed>, Turned> {
         let checked = self.check().map_err(Turned::Rejected)?;
         if self.place.is_none() {
             let max = self.till.limits.unsettled_per_payer_max;
-            self.place = Some(self.till.unsettled.take(&checked.payer, max).ok_or(Turned::TooMany)?);
+            match self.till.unsettled.take(&checked.payer, self.credential.digest(), max) {
+                Ok(place) => self.place = Some(place),
+                Err(NoPlace::Taken) => return Ok(None),
+                Err(NoPlace::Full) => return Err(Turned::TooMany),
+            }
         }
         match self.rail.verify(&checked).await {
             Ok(()) => {}
@@ -241,7 +264,7 @@ impl Ask<'_> {
                 // Perhaps because this very credential was settled while we asked: then the books know it, and the next
                 // look finds what became of it.
                 return match self.till.ledger.find(self.credential.digest()).await? {
-                    Some(known) if known.state != PaymentState::Claimed => Ok(Claimed::Busy(known)),
+                    Some(known) if known.state != PaymentState::Claimed => Ok(Some(Claimed::Busy(known))),
                     _ => Err(Turned::Rejected(rejected)),
                 };
             }
@@ -250,7 +273,8 @@ impl Ask<'_> {
         let mut random = [0; 10];
         self.till.entropy.fill(&mut random);
         let (id, lease) = (PaymentId::new(now, random), self.till.limits.lease);
-        self.claim(claim_of(&checked, self.binding.clone(), id, self.till.instance.clone(), lease, now)).await
+        let claim = claim_of(&checked, self.binding.clone(), id, self.till.instance.clone(), lease, now);
+        self.claim(claim).await.map(Some)
     }
 
     /// All that needs no IO. A bill from before a price change is good until it ends.

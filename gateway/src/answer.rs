@@ -43,7 +43,8 @@ pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response
             };
             desk.refuse(&refusal, None)
         }
-        Turned::Busy(payment) => pending(desk, &payment),
+        Turned::Busy(Some(payment)) => pending(desk, &payment),
+        Turned::Busy(None) => desk.refuse(&in_progress(), None),
         Turned::Foreign(payment) => foreign(desk, &payment),
         Turned::Replayed(payment) => replayed(till, desk, &payment).await,
     }
@@ -95,16 +96,18 @@ fn foreign(desk: &Desk, payment: &Payment) -> Response<Body> {
 
 /// The outcome is not known yet: the hash is told, a new bill is not.
 pub(crate) fn pending(desk: &Desk, payment: &Payment) -> Response<Body> {
-    let (code, detail) = if payment.transaction.is_some() {
-        (
-            "settlement_pending",
-            "the payment is on its way to the chain; send the identical request again, never a new payment",
-        )
+    let refusal = if payment.transaction.is_some() {
+        let detail = "the payment is on its way to the chain; send the identical request again, never a new payment";
+        Refusal::could_not_tell("settlement_pending", detail, Charged::Unknown)
     } else {
-        ("payment_in_progress", "another request with this payment is being served; send the identical request again")
+        in_progress()
     };
-    let refusal = Refusal::could_not_tell(code, detail, Charged::Unknown);
-    desk.refuse(&refusal, Some(&not_charged(payment, code)))
+    desk.refuse(&refusal, Some(&not_charged(payment, &refusal.code)))
+}
+
+fn in_progress() -> Refusal {
+    let detail = "another request with this payment is being served; send the identical request again";
+    Refusal::could_not_tell("payment_in_progress", detail, Charged::Unknown)
 }
 
 /// The money moved and the upstream failed: the same credential is good again.

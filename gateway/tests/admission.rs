@@ -1,5 +1,7 @@
 //! The way of a paid request, with a scripted chain and books that fail on demand.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
+
 mod support;
 
 use std::{
