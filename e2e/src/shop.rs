@@ -1,6 +1,6 @@
 //! A shop to spend money in: node, token, the proxy between them and the gateway, upstream; and its auditor.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use alloy::{
     primitives::{Address, B256, address},
@@ -12,7 +12,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::{Value, json};
 
-use crate::{Account, Anvil, Authorization, Echo, Farebox, FaultProxy, NETWORK, Setup, Usdc, http_client};
+use crate::{
+    Account, Anvil, Authorization, Echo, Farebox, FaultProxy, NETWORK, Process, Setup, Tool, Usdc, http_client, tool,
+};
 
 const ETHER: u128 = 1_000_000_000_000_000_000;
 /// What every payer of a test starts with, smallest units.
@@ -158,7 +160,6 @@ impl Shop {
     }
 
     /// The request of [`Shop::send`], for a task of its own or a body to be read bit by bit.
-    #[must_use]
     pub fn request(&self, paid: &Paid) -> reqwest::RequestBuilder {
         let request = self.client.get(self.farebox.url(&paid.path)).header("connection", "close");
         request.header("payment-signature", &paid.credential)
@@ -246,6 +247,38 @@ impl Shop {
             .collect()
     }
 
+    /// Waits until the node has so many transactions that are not mined.
+    ///
+    /// # Errors
+    /// It has not within `within`.
+    pub async fn wait_for_pool(&self, count: usize, within: Duration) -> Result<()> {
+        let until = tokio::time::Instant::now() + within;
+        loop {
+            let pool = self.anvil.rpc("txpool_status", json!([])).await?;
+            if pool["pending"] == format!("{count:#x}") {
+                return Ok(());
+            }
+            ensure!(tokio::time::Instant::now() < until, "{pool} within {within:?}, expected {count} pending");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Somebody else writes in the books, until the process is dropped.
+    ///
+    /// # Errors
+    /// The books cannot be locked.
+    pub async fn lock_books(&self) -> Result<Process> {
+        const SCRIPT: &str = "import sqlite3, time\n\
+            books = sqlite3.connect('farebox.db', isolation_level=None, timeout=20)\n\
+            books.execute('BEGIN IMMEDIATE')\n\
+            print('locked', flush=True)\n\
+            time.sleep(600)";
+        let mut python = Command::new(tool(Tool::Python)?);
+        let process = Process::start("lock", python.args(["-c", SCRIPT]).current_dir(self.farebox.setup().dir()))?;
+        process.wait_for_line(ENDED_WITHIN, |line| (line == "locked").then_some(())).await?;
+        Ok(process)
+    }
+
     /// The relayer's account.
     #[must_use]
     pub const fn relayer(&self) -> Address {
@@ -315,14 +348,20 @@ impl Audit {
 fn config(rpc: &FaultProxy, echo: &Echo, options: ShopOptions) -> String {
     let (node, upstream, seller) = (rpc.url(), echo.url(), Shop::SELLER);
     let ShopOptions { chain, top } = options;
-    format!(
+    let mut config = format!(
         "admission.busy_wait = \"2s\"\nreconciler.interval = \"100ms\"\nserver.workers = 2\n{top}\n\
          [[chain]]\nnetwork = \"{NETWORK}\"\nrpc = \"{node}\"\nassets = [\"USDC\"]\npay_to = \"{seller}\"\n\
-         relayer = {{ key = \"${{FAREBOX_RELAYER_KEY}}\" }}\nmax_timeout = \"10m\"\n{chain}\n\
-         [[route]]\nmatch = \"* /after/*\"\nupstream = \"{upstream}\"\nprice = \"$0.01\"\nresponse_timeout = \"10s\"\n\
-         [[route]]\nmatch = \"* /before/*\"\nupstream = \"{upstream}\"\nprice = \"$0.01\"\nresponse_timeout = \"10s\"\n\
-         settle = \"before_upstream\"\n"
-    )
+         relayer = {{ key = \"${{FAREBOX_RELAYER_KEY}}\" }}\nmax_timeout = \"10m\"\n{chain}\n"
+    );
+    for (folder, settle) in [("after", "before_response"), ("before", "before_upstream")] {
+        for (pattern, response_timeout) in [("*", "10s"), ("hasty", "500ms")] {
+            config += &format!(
+                "[[route]]\nmatch = \"* /{folder}/{pattern}\"\nupstream = \"{upstream}\"\nprice = \"$0.01\"\n\
+                 settle = \"{settle}\"\nresponse_timeout = \"{response_timeout}\"\n"
+            );
+        }
+    }
+    config
 }
 
 fn decoded(headers: &HeaderMap, name: &str) -> Option<Value> {

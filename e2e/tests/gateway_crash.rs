@@ -3,11 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
-use farebox_e2e::{Answer, Audit, Fault, Paid, Process, Reply, Shop, ShopOptions, Times, Tool, tool};
+use farebox_e2e::{Answer, Audit, Fault, Paid, Reply, Shop, ShopOptions, Times};
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 /// Far above what anything here takes, for a machine with ten other things to do.
@@ -193,7 +193,7 @@ async fn killed_twice_while_the_transaction_is_unmined() {
         shop.anvil.hold_blocks().await.unwrap();
 
         let asked = ask(&shop, &paid);
-        in_the_pool(&shop).await;
+        shop.wait_for_pool(1, SOON).await.unwrap();
         shop.farebox.kill_9().unwrap();
         assert!(asked.await.unwrap().is_err());
 
@@ -218,7 +218,7 @@ async fn killed_before_the_claim_is_written() {
         let payer = shop.payer("payer").await.unwrap();
         let paid = shop.sign(&payer, path, "once").await.unwrap();
         let asked = reach(&Step::Asking("eth_call", Fault::HoldAnswer), &shop, &paid).await;
-        let lock = lock_books(&shop).await;
+        let lock = shop.lock_books().await.unwrap();
         shop.rpc.release(1);
         kill_at_the_lock(&mut shop).await;
         assert!(asked.await.unwrap().is_err());
@@ -236,7 +236,7 @@ async fn killed_when_settled_on_the_chain_and_not_in_the_books() {
         let payer = shop.payer("payer").await.unwrap();
         let paid = shop.sign(&payer, path, "once").await.unwrap();
         let asked = reach(&Step::Asking(SEND_SYNC, Fault::HoldAnswer), &shop, &paid).await;
-        let lock = lock_books(&shop).await;
+        let lock = shop.lock_books().await.unwrap();
         shop.rpc.release(1);
         kill_at_the_lock(&mut shop).await;
         assert!(asked.await.unwrap().is_err());
@@ -273,29 +273,6 @@ async fn a_paid_request_is_finished_after_sigterm() {
         let audit = shop.audit().await.unwrap();
         assert_eq!((audit.payments.len(), audit.transfers.len(), audit.relayed), (1, 1, 1));
     }
-}
-
-/// Waits until the node has one transaction that is not mined.
-async fn in_the_pool(shop: &Shop) {
-    let pending = async {
-        while shop.anvil.rpc("txpool_status", json!([])).await.unwrap()["pending"] != "0x1" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(SOON, pending).await.unwrap();
-}
-
-/// Somebody else writes in the books, until this is dropped.
-async fn lock_books(shop: &Shop) -> Process {
-    const SCRIPT: &str = "import sqlite3, time\n\
-        books = sqlite3.connect('farebox.db', isolation_level=None, timeout=20)\n\
-        books.execute('BEGIN IMMEDIATE')\n\
-        print('locked', flush=True)\n\
-        time.sleep(600)";
-    let mut command = Command::new(tool(Tool::Python).unwrap());
-    let process = Process::start("lock", command.args(["-c", SCRIPT]).current_dir(shop.farebox.setup().dir())).unwrap();
-    process.wait_for_line(SOON, |line| (line == "locked").then_some(())).await.unwrap();
-    process
 }
 
 /// Kills the gateway while the lock keeps it from writing. It waits for the lock for some seconds; the pause only makes it
