@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -16,9 +17,13 @@ use farebox_core::{
 };
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::Instant;
 use tracing::{debug, error};
 
 use crate::{admission::Till, challenge::is_end_to_end, upstream::UpstreamBody};
+
+/// Between two tries to tell books that do not listen.
+const END_PAUSE: Duration = Duration::from_secs(1);
 
 /// One run of the upstream for a payment. Dropped before it is done, it tells the books that the run ended without a delivery.
 #[derive(Debug)]
@@ -55,12 +60,26 @@ impl Drop for Hold {
         let (Some((till, payment)), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) else {
             return;
         };
-        runtime.spawn(async move {
-            let ended = till.ledger.record(payment, vec![PaymentEvent::RunEnded], till.clock.now()).await;
-            if let Err(error) = ended {
-                debug!(%payment, error = &error as &dyn std::error::Error, "run not ended in the books; its lease will be");
+        runtime.spawn(async move { end_in_books(&till, payment, PaymentEvent::RunEnded).await });
+    }
+}
+
+/// Tells the books that nobody works on a payment any more, until they listen, or until its lease ends by itself anyway: a payer
+/// waits no longer for books that failed than until they answer again.
+pub(crate) async fn end_in_books(till: &Till, payment: PaymentId, event: PaymentEvent) {
+    let give_up = Instant::now() + till.limits.lease;
+    loop {
+        match till.ledger.record(payment, vec![event.clone()], till.clock.now()).await {
+            Ok(_) => return,
+            Err(error @ RecordError::Unavailable(_)) if Instant::now() < give_up => {
+                debug!(%payment, error = &error as &dyn std::error::Error, "the end of a run is told again");
+                tokio::time::sleep(END_PAUSE).await;
             }
-        });
+            Err(error) => {
+                debug!(%payment, error = &error as &dyn std::error::Error, "run not ended in the books; its lease will be");
+                return;
+            }
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     answer,
     body::Body,
     challenge::{Desk, PAYMENT_ID},
-    delivery::{DeliveryBody, Hold, answer_headers},
+    delivery::{DeliveryBody, Hold, answer_headers, end_in_books},
     proxy::Inbound,
     upstream::{UpstreamBody, UpstreamError, Upstreams},
 };
@@ -245,11 +245,13 @@ impl Fare {
         }
     }
 
-    /// Gives the claim back; nothing was charged. If the books do not take it, the lease ends by itself.
+    /// Gives the claim back; nothing was charged. If the books do not take it now, they are told again meanwhile.
     async fn release(&self, code: impl Into<Cow<'static, str>>) {
         let released = PaymentEvent::Released { code: code.into() };
-        if let Err(error) = self.till.ledger.record(self.id(), vec![released], self.till.clock.now()).await {
-            warn!(payment = %self.id(), error = &error as &dyn std::error::Error, "claim not released; its lease will end");
+        if let Err(error) = self.till.ledger.record(self.id(), vec![released.clone()], self.till.clock.now()).await {
+            warn!(payment = %self.id(), error = &error as &dyn std::error::Error, "claim not released yet");
+            let (till, payment) = (self.till.clone(), self.id());
+            tokio::spawn(async move { end_in_books(&till, payment, released).await });
         }
     }
 
