@@ -224,6 +224,27 @@ async fn books_that_are_deleted_under_the_gateway_sell_nothing() {
     assert_eq!(shop.transfers().await.unwrap().len(), 2);
 }
 
+#[tokio::test]
+async fn books_that_fail_between_charge_and_record_are_told_when_they_answer_again() {
+    for (path, runs) in [(Shop::AFTER, 2), (Shop::BEFORE, 1)] {
+        let mut shop = Shop::open().await.unwrap();
+        let paid = sign_once(&shop, path).await;
+        shop.rpc.fail(SEND_SYNC, Times::Next(1), Fault::HoldAnswer);
+        let asked = tokio::spawn(shop.request(&paid).send());
+        shop.rpc.wait_for_calls(SEND_SYNC, 1, SOON).await.unwrap();
+        limit_file_size(&mut shop, "0");
+        shop.rpc.release(1);
+        let reply = Reply::read(asked.await.unwrap().unwrap()).await.unwrap();
+        assert_eq!((reply.status, reply.is_bill()), (503, false), "{reply:?}");
+        assert_eq!((&reply.problem()["charged"], &reply.problem()["retry"]), (&json!(true), &json!("same_proof")));
+        assert_eq!(shop.send(&paid).await.unwrap().status, 503);
+        limit_file_size(&mut shop, "unlimited");
+        let reply = shop.insist(&paid, SOON).await.unwrap();
+        assert_eq!((reply.status, shop.echo.hits()), (200, runs), "{path}: {reply:?}");
+        charged_once(&shop).await;
+    }
+}
+
 /// The books do not answer: nobody is charged, nothing is run, and nobody is asked for a new payment.
 async fn unsold(shop: &Shop, paid: &Paid) {
     let (runs, transfers) = (shop.echo.hits(), shop.transfers().await.unwrap());
@@ -361,7 +382,8 @@ async fn an_upload_is_the_same_bytes_on_the_paid_retry() {
 
 #[tokio::test]
 async fn a_node_that_does_not_answer_is_never_a_no() {
-    let shop = Shop::open_with(HASTY).await.unwrap();
+    let chain = "settle_timeout = \"1s\"\nbump_after = \"1s\"\nrpc_timeout = \"300ms\"";
+    let shop = Shop::open_with(ShopOptions { chain, top: "" }).await.unwrap();
     let payer = shop.payer("payer").await.unwrap();
     let faults = [
         Fault::Error { code: -32603, message: "internal error" },
@@ -369,6 +391,8 @@ async fn a_node_that_does_not_answer_is_never_a_no() {
         Fault::Garbage,
         Fault::Status(429),
         Fault::HangUp,
+        // The node is silent.
+        Fault::Delay(Duration::from_secs(600)),
     ];
     let mut sold = 0;
     // Sending and waiting at once comes first: it is not asked of a node that failed lately.
@@ -384,7 +408,8 @@ async fn a_node_that_does_not_answer_is_never_a_no() {
             let reply = shop.send(&paid).await.unwrap();
             assert!(shop.rpc.calls(method).len() > before, "{method} was not called");
             // What cannot be sent and waited for at once is sent and asked for.
-            let expected = if method == SEND_SYNC { 200 } else { 503 };
+            let silent = matches!(fault, Fault::Delay(_));
+            let expected = if method == SEND_SYNC && !silent { 200 } else { 503 };
             assert_eq!((reply.status, reply.is_bill()), (expected, false), "{method} {fault:?}: {reply:?}");
             shop.rpc.heal();
             let reply = shop.insist(&paid, SOON).await.unwrap();
