@@ -72,7 +72,7 @@ pub(crate) async fn farebox(anvil: &Anvil, upstream: &str) -> Result<Farebox> {
     anvil.set_balance(relayer.address(), 10u128.pow(20)).await?;
     let config = format!(
         "[server]\nworkers = {WORKERS}\n\n[log]\nlevel = \"warn\"\n\n[[chain]]\nnetwork = \"{}\"\nrpc = [\"{}\"]\nassets = [\"USDC\"]\npay_to = \"{}\"\n\
-         relayer = {{ key = \"${{RELAYER_KEY}}\" }}\nmax_timeout = \"5m\"\n\n\
+         relayer = {{ key = \"${{RELAYER_KEY}}\" }}\nmax_timeout = \"5m\"\ngas_per_day_max = 1000\n\n\
          [[route]]\nmatch = \"GET /free\"\nupstream = \"{upstream}\"\nfree = true\n\n\
          [[route]]\nmatch = \"GET /paid\"\nupstream = \"{upstream}\"\nprice = \"$0.01\"\n",
         farebox_e2e::NETWORK,

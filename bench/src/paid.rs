@@ -86,12 +86,24 @@ async fn measure(args: &Args, usdc: &Usdc, payers: &[Account], pid: u32, url: &s
     let load = wrk::drive(&drive)?;
     let cpu = host::cpu_s(pid)? - cpu;
     ensure!(load.requests < count, "all {count} payments were used up; raise the bound");
-    ensure!(load.refused == 0, "{} of {} paid requests were refused", load.refused, load.requests);
+    if load.refused > 0 {
+        let why = tried_again(url, payers, dir.path()).await?;
+        anyhow::bail!("{} of {} paid requests were refused; one more gets: {why}", load.refused, load.requests);
+    }
     // What was answered with 200 must have been charged. wrk leaves its last requests in flight: those may be more.
     let charged = (usdc.balance_of(pay_to()?).await? - balance) / price;
     let (least, most) = (u128::from(load.requests), u128::from(load.requests) + args.payers as u128);
     ensure!((least..=most).contains(&charged), "{} answers and {charged} charges", load.requests);
     Ok(Round::new(&load, load.requests, cpu, host::memory_mib(pid)?))
+}
+
+/// What one more payment gets, for the error message.
+async fn tried_again(url: &str, payers: &[Account], dir: &Path) -> Result<String> {
+    let file = dir.join("one");
+    sign(url, payers, 1, &file).await?;
+    let header = std::fs::read_to_string(&file)?;
+    let answer = reqwest::Client::new().get(url).header("PAYMENT-SIGNATURE", header.trim()).send().await?;
+    Ok(format!("{} {}", answer.status(), answer.text().await?))
 }
 
 /// Signs `count` payments of the first offer at `url`, a header value a line. Returns the price in smallest units.

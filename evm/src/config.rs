@@ -91,7 +91,8 @@ impl Default for ChainLimits {
             gas_limit_max: 200_000,
             fee_per_gas_max: 200 * GWEI,
             gas_per_day_max: ETHER / 10,
-            max_timeout_s: 60,
+            // The longest upstream of the defaults, the settlement, and 30 s of a payer's slow clock.
+            max_timeout_s: 120,
             valid_for_min: Duration::from_secs(6),
             settle_margin: Duration::from_secs(3),
             poll_min: Duration::from_millis(5),

@@ -38,8 +38,8 @@ pub const KNOWN_ASSETS: &[KnownAsset] = &[
 
 /// Networks whose coins are worth nothing: test networks and the chain ids that development nodes use.
 const TEST_CHAIN_IDS: &[u64] = &[
-    51, 1328, 1337, 31_337, 17_000, 43_113, 80_002, 84_532, 421_614, 560_048, 10_143, 11_142_220, 11_155_111,
-    11_155_420,
+    5, 51, 97, 300, 338, 919, 1301, 1328, 1337, 4801, 5003, 10_143, 10_200, 17_000, 31_337, 43_113, 44_787, 57_054,
+    59_141, 80_001, 80_002, 84_532, 421_614, 534_351, 560_048, 763_373, 11_142_220, 11_155_111, 11_155_420,
 ];
 
 /// The token called `symbol` on `network`, if it is known.

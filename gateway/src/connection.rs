@@ -190,12 +190,12 @@ where
 
 /// Drives a connection to its end, its limits, or the end of the gateway.
 pub(crate) async fn run(
-    connection: impl Drain,
+    // On the heap, once: in a future each move of it would reserve its size again, for every idle connection.
+    mut connection: Pin<Box<impl Drain>>,
     activity: &Activity,
     limits: &Limits,
     mut draining: watch::Receiver<bool>,
 ) -> hyper::Result<()> {
-    let mut connection = pin!(connection);
     let mut look: Pin<&mut Sleep> = pin!(tokio::time::sleep(limits.header_read_timeout.min(limits.idle_timeout)));
     let mut drained = pin!(async move {
         // The sender is dropped only together with the runtime.

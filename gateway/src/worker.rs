@@ -200,11 +200,11 @@ impl Worker {
         match kind {
             Kind::Http1 => {
                 let connection = self.protocols.http1.serve_connection(io, service).with_upgrades();
-                Box::pin(connection::run(connection, &activity, limits, draining)).await
+                connection::run(Box::pin(connection), &activity, limits, draining).await
             }
             Kind::Http2 => {
                 let connection = self.protocols.http2.serve_connection(io, service);
-                Box::pin(connection::run(connection, &activity, limits, draining)).await
+                connection::run(Box::pin(connection), &activity, limits, draining).await
             }
         }
     }

@@ -179,7 +179,7 @@ keys! {
         /// How long a request waits for its settlement; after that the payment is in doubt and looked into in the background.
         "settle_timeout" settle_timeout: Millis<1_000, 600_000>, Default("\"30s\"");
         /// The bill's `maxTimeoutSeconds`: how long a payer's authorization lives.
-        "max_timeout" max_timeout: Millis<10_000, 86_400_000>, Default("\"60s\"");
+        "max_timeout" max_timeout: Millis<10_000, 86_400_000>, Default("\"120s\"");
         /// The most gas that a settlement, its simulation or a contract wallet's signature check may take.
         "gas_limit_max" gas_limit_max: Count<60_000, 10_000_000>, Default("200000");
         /// The most that is paid for a unit of gas, tip included; gwei.
