@@ -1,6 +1,6 @@
 //! The unpaid loads: free pass-through beside nginx as a plain reverse proxy, and the 402 beside nginx's canned answer.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use farebox_e2e::{Account, Anvil, Farebox, Process, Setup, Tool, Usdc, free_port, tool};
@@ -87,10 +87,20 @@ pub(crate) fn pay_to() -> Result<alloy::primitives::Address> {
     Ok(Account::named("seller")?.address())
 }
 
-/// A node fit for load: instant blocks and flat memory.
-pub(crate) async fn node() -> Result<(Anvil, Usdc)> {
-    let anvil = Anvil::start(&["--hardfork", "cancun", "--prune-history", "200"]).await?;
+/// A node fit for load: instant blocks and flat memory. Mines a block each half second as well, for instant mining can leave
+/// a transaction queued although its nonce is next.
+pub(crate) async fn node() -> Result<(Arc<Anvil>, Usdc)> {
+    let anvil = Arc::new(Anvil::start(&["--hardfork", "cancun", "--prune-history", "200"]).await?);
     let usdc = Usdc::deploy(&anvil).await?;
+    let miner = Arc::downgrade(&anvil);
+    tokio::spawn(async move {
+        while let Some(anvil) = miner.upgrade() {
+            // A node that is being stopped answers no more, and the next look finds it gone.
+            anvil.mine(1).await.ok();
+            drop(anvil);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
     Ok((anvil, usdc))
 }
 

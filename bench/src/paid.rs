@@ -43,34 +43,58 @@ function request()
 end
 "#;
 
-/// The paid load.
+/// The paid load. Every measurement has a node of its own: anvil copies its state for every block, so that whoever came later on a
+/// shared one would pay for the blocks of whoever came before.
 pub(crate) async fn run(args: &Args, report: &mut Report) -> Result<()> {
-    let (anvil, usdc) = node().await?;
-    let payers: Vec<Account> =
-        (0..args.payers).map(|n| Account::named(&format!("payer {n}"))).collect::<Result<_>>()?;
-    for payer in &payers {
-        usdc.mint(payer.address(), 10u128.pow(15)).await?;
-    }
-    let relayer = Account::named("express relayer")?;
-    anvil.set_balance(relayer.address(), 10u128.pow(20)).await?;
-    let origin = Nginx::origin().await?;
-    let mut gateway = farebox(&anvil, &origin.url("")).await?;
-    let express = ExpressPeer::start(anvil.url(), pay_to()?, &relayer).await?;
-
     for round in 0..args.rounds {
-        let mut turn = vec![
-            ("@x402/express", express.id(), express.url("/paid"), EXPRESS_PAYMENTS_PER_S_MAX),
-            ("farebox", gateway.process().id(), gateway.url("/paid"), PAYMENTS_PER_S_MAX),
-        ];
+        let mut turn = [Contender::Express, Contender::Farebox];
         if round % 2 == 1 {
             turn.reverse();
         }
-        for (contender, pid, url, per_s_max) in turn {
-            let measured = measure(args, &usdc, &payers, pid, &url, per_s_max).await;
-            report.round("paid", contender, measured.with_context(|| contender.to_owned())?);
+        for contender in turn {
+            let measured = contender.measured(args).await.with_context(|| contender.name().to_owned())?;
+            report.round("paid", contender.name(), measured);
         }
     }
     Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Contender {
+    Express,
+    Farebox,
+}
+
+impl Contender {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Express => "@x402/express",
+            Self::Farebox => "farebox",
+        }
+    }
+
+    async fn measured(self, args: &Args) -> Result<Round> {
+        let (anvil, usdc) = node().await?;
+        let payers: Vec<Account> =
+            (0..args.payers).map(|n| Account::named(&format!("payer {n}"))).collect::<Result<_>>()?;
+        for payer in &payers {
+            usdc.mint(payer.address(), 10u128.pow(15)).await?;
+        }
+        match self {
+            Self::Express => {
+                let relayer = Account::named("express relayer")?;
+                anvil.set_balance(relayer.address(), 10u128.pow(20)).await?;
+                let express = ExpressPeer::start(anvil.url(), pay_to()?, &relayer).await?;
+                measure(args, &usdc, &payers, express.id(), &express.url("/paid"), EXPRESS_PAYMENTS_PER_S_MAX).await
+            }
+            Self::Farebox => {
+                let origin = Nginx::origin().await?;
+                let mut gateway = farebox(&anvil, &origin.url("")).await?;
+                let (pid, url) = (gateway.process().id(), gateway.url("/paid"));
+                measure(args, &usdc, &payers, pid, &url, PAYMENTS_PER_S_MAX).await
+            }
+        }
+    }
 }
 
 async fn measure(args: &Args, usdc: &Usdc, payers: &[Account], pid: u32, url: &str, per_s_max: u64) -> Result<Round> {

@@ -66,7 +66,7 @@ impl Gate {
     async fn open(anvil_flags: &[&str]) -> Self {
         let counter = Counter::open(anvil_flags).await.unwrap();
         // Little time for the upstream, so that a short authorization is long enough.
-        let routes = counter.route("GET /v1/*", "price = \"$0.01\"\nresponse_timeout = \"5s\"");
+        let routes = counter.route("GET /v1/*", "price = \"$0.01\"");
         let farebox = counter.serve(&(routes + &counter.route("GET /free/*", "free = true"))).await.unwrap();
         let payer = counter.payer("payer", DOLLAR).await.unwrap();
         let before = (counter.anvil.transaction_count(counter.relayer.address()).await.unwrap(), 0);

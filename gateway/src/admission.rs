@@ -9,10 +9,13 @@ use std::{
 use farebox_core::{
     Binding, CallerId, Claim, Claimed, Credential, CredentialDigest, InstanceId, Payer, Payment, PaymentEvent,
     PaymentId, PaymentState, Permit, RailName, Refusal, SettleWhen, Tariff,
-    ports::{Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, VerifyError, claim_of},
+    ports::{
+        Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, SignatureCheck, VerifyError, claim_of,
+    },
 };
 use http::{HeaderName, Method, Response};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
@@ -71,6 +74,8 @@ pub(crate) struct Till {
     pub(crate) answer_bytes_max: u64,
     /// Payments claimed and not yet settled, by payer.
     pub(crate) unsettled: Unsettled,
+    /// Cancelled when the gateway begins to stop: what is only tidied up is left to the next start.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// The credentials of each payer that are being verified, or are claimed and not settled.
@@ -249,13 +254,11 @@ impl Ask<'_> {
 
     async fn verify_and_claim(&mut self) -> Result<Option<Claimed>, Turned> {
         let checked = self.check().map_err(Turned::Rejected)?;
-        if self.place.is_none() {
-            let max = self.till.limits.unsettled_per_payer_max;
-            match self.till.unsettled.take(&checked.payer, self.credential.digest(), max) {
-                Ok(place) => self.place = Some(place),
-                Err(NoPlace::Taken) => return Ok(None),
-                Err(NoPlace::Full) => return Err(Turned::TooMany),
-            }
+        // Anybody can write a signature that only a contract could accept: until the chain has accepted it, it takes none of
+        // that payer's places.
+        let proven = checked.signature == SignatureCheck::Recovered;
+        if proven && let Some(stop) = self.take_place(&checked.payer) {
+            return stop;
         }
         match self.rail.verify(&checked).await {
             Ok(()) => {}
@@ -269,12 +272,29 @@ impl Ask<'_> {
                 };
             }
         }
+        if let Some(stop) = self.take_place(&checked.payer) {
+            return stop;
+        }
         let now = self.till.clock.now();
         let mut random = [0; 10];
         self.till.entropy.fill(&mut random);
         let (id, lease) = (PaymentId::new(now, random), self.till.limits.lease);
         let claim = claim_of(&checked, self.binding.clone(), id, self.till.instance.clone(), lease, now);
         self.claim(claim).await.map(Some)
+    }
+
+    /// Takes a place for this credential, once; `Some` if there is none to have.
+    fn take_place(&mut self, payer: &Payer) -> Option<Result<Option<Claimed>, Turned>> {
+        if self.place.is_some() {
+            return None;
+        }
+        let max = self.till.limits.unsettled_per_payer_max;
+        match self.till.unsettled.take(payer, self.credential.digest(), max) {
+            Ok(place) => self.place = Some(place),
+            Err(NoPlace::Taken) => return Some(Ok(None)),
+            Err(NoPlace::Full) => return Some(Err(Turned::TooMany)),
+        }
+        None
     }
 
     /// All that needs no IO. A bill from before a price change is good until it ends.

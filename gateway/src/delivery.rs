@@ -73,7 +73,11 @@ pub(crate) async fn end_in_books(till: &Till, payment: PaymentId, event: Payment
             Ok(_) => return,
             Err(error @ RecordError::Unavailable(_)) if Instant::now() < give_up => {
                 debug!(%payment, error = &error as &dyn std::error::Error, "the end of a run is told again");
-                tokio::time::sleep(END_PAUSE).await;
+                tokio::select! {
+                    () = tokio::time::sleep(END_PAUSE) => {}
+                    // The next start ends this process's leases.
+                    () = till.stopping.cancelled() => return,
+                }
             }
             Err(error) => {
                 debug!(%payment, error = &error as &dyn std::error::Error, "run not ended in the books; its lease will be");

@@ -20,6 +20,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
@@ -171,6 +172,8 @@ impl Gateway {
     /// # Errors
     /// [`ServeError`].
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        // Also when this future is dropped.
+        let stopping = self.shared.till.stopping.clone().drop_guard();
         let (drain, draining) = watch::channel(false);
         let mut crew = Crew::default();
         for (number, upstreams) in self.upstreams.into_iter().enumerate() {
@@ -193,6 +196,7 @@ impl Gateway {
         }
         accepting.shutdown().await;
         reconciler.abort();
+        drop(stopping);
         drain.send_replace(true);
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
@@ -273,6 +277,7 @@ fn till(config: &GatewayConfig, ports: Ports) -> Till {
         limits: config.admission,
         answer_bytes_max: config.replay.body_bytes_max as u64,
         unsettled: Unsettled::default(),
+        stopping: CancellationToken::new(),
     }
 }
 

@@ -115,7 +115,7 @@ mistakes! {
     a_lease_shorter_than_its_request_is_refused: told(
         &format!("admission.lease = \"1m\"\n{CHAIN}{ROUTE}"),
     );
-    a_route_that_outlasts_its_bill_is_refused: told_of("price", "response_timeout = \"55s\"\nprice");
+    a_route_that_outlasts_its_bill_is_refused: told_of("price", "response_timeout = \"115s\"\nprice");
     tls_needs_a_key: told(&format!("tls = {{ cert = \"cert.pem\" }}\n{CHAIN}{ROUTE}"));
     every_mistake_is_told_in_one_run_in_the_order_of_the_file: told(
         &format!("lisen = 1\n{CHAIN}{ROUTE}").replace("rpc", "rcp").replace("$0.01", "$0,01").replace("GET", "get"),
