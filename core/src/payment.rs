@@ -301,7 +301,7 @@ impl Payment {
         })
     }
 
-    /// How a claim on a proof that this row already holds is answered. For ledgers: on a grant, store [`Payment::taken_over`]
+    /// How a claim on a proof that this row already holds is answered. For ledgers: on a grant, store the row it carries
     /// durably before answering. Void rows do not hold their proof and must not be passed.
     #[must_use]
     pub fn contest(self, claim: &Claim) -> Contest {

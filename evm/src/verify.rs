@@ -34,6 +34,9 @@ impl Chain {
         let Some(token) = self.token(&checked.offer.amount.asset) else {
             return no(code::NETWORK, "this token is not configured");
         };
+        if let Some(unsent) = self.lane.stalled() {
+            return Err(VerifyError::Unavailable { source: unsent.into() });
+        }
         self.wait_for_validity(x402).await;
         if checked.signature == SignatureCheck::NeedsContract {
             self.ask_wallet(token, x402).await?;

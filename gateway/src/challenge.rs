@@ -182,8 +182,8 @@ impl Desk {
     }
 
     /// An upstream's answer on a paid route that was not charged (status 400 or more).
-    pub(crate) fn uncharged(&self, mut response: Response<Body>) -> Response<Body> {
-        self.add_settlement(response.headers_mut(), None);
+    pub(crate) fn uncharged(&self, mut response: Response<Body>, told: &SettlementResponse) -> Response<Body> {
+        self.add_settlement(response.headers_mut(), Some(told));
         Self::guard(response)
     }
 

@@ -114,7 +114,8 @@ impl Fare {
             Ok(served) if served.status().as_u16() < 400 => served,
             Ok(uncharged) => {
                 self.release("upstream_error").await;
-                return self.desk.uncharged(uncharged.into_response());
+                let told = answer::not_charged(self.permit.payment(), "upstream_error");
+                return self.desk.uncharged(uncharged.into_response(), &told);
             }
             Err(refusal) => {
                 self.release(refusal.code.clone()).await;
@@ -155,7 +156,11 @@ impl Fare {
         let payment = self.permit.payment();
         let Inbound { request, client, route, .. } = inbound;
         let called = self.upstreams.call(route, request, &client, &named(payment)).await;
-        let response = called.map_err(|error| failed(&error))?;
+        let response = called.map_err(|error| {
+            let (route, code) = (&payment.binding.route, error.code());
+            warn!(payment = %payment.id, %route, code, error = &error as &dyn std::error::Error, "upstream failed");
+            failed(&error)
+        })?;
         let small = response.body().size_hint().exact().is_some_and(|size| size <= self.till.answer_bytes_max);
         if !small {
             return Ok(Served::Streaming(response));
@@ -163,7 +168,10 @@ impl Fare {
         let (head, body) = response.into_parts();
         match tokio::time::timeout(self.till.limits.answer_timeout, body.collect()).await {
             Ok(Ok(whole)) => Ok(Served::Whole(head, whole.to_bytes())),
-            Ok(Err(_)) => Err(broke(502, "upstream_reset", "the upstream broke off in mid-answer")),
+            Ok(Err(error)) => {
+                warn!(payment = %payment.id, route = %payment.binding.route, error = &error as &dyn std::error::Error, "upstream broke off");
+                Err(broke(502, "upstream_reset", "the upstream broke off in mid-answer"))
+            }
             Err(_) => Err(broke(504, "upstream_timeout", "the upstream's answer took too long")),
         }
     }

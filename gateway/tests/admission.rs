@@ -376,7 +376,9 @@ async fn an_upstream_that_fails_before_settlement_is_not_charged() {
         let credential = shop.sign("/paid/x", 1).await;
         let got = shop.get("/paid/x", Some(&credential)).await;
         assert_eq!(got.status, status, "{answer:?}: {got:?}");
-        assert!(!got.headers.contains_key("payment-response"));
+        if status < 502 {
+            assert_eq!((got.settlement().success, got.settlement().transaction.as_str()), (false, ""));
+        }
         assert_eq!((shop.state().0, shop.rail.charged().len()), (PaymentState::Void, 0), "{answer:?}");
     }
 }

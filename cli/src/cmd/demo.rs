@@ -188,15 +188,18 @@ fn books(town: &Town) -> anyhow::Result<()> {
 
 async fn keep(town: &Town) -> anyhow::Result<()> {
     let config = town.dir.path().join("farebox.toml");
+    let farebox = std::env::current_exe().map_or_else(|_| "farebox".to_owned(), |path| path.display().to_string());
     say(&format!(
         "\nKept running until Ctrl-C. Try:\n\n  curl -i '{0}/v1/quote?symbol=SOL'\n  curl -i '{0}/health'\n  \
-         FAREBOX_WALLET_KEY={1} farebox pay '{0}/v1/quote?symbol=SOL'\n  farebox --config {2} payments\n  farebox --config {2} price GET /v1/quote\n\n\
+         FAREBOX_WALLET_KEY={1} {3} pay '{0}/v1/quote?symbol=SOL'\n  {3} --config {2} payments\n  {3} --config {2} price GET /v1/quote\n\n\
          The key is the demo agent's own, made a moment ago; its money exists on the embedded chain only.\n",
         town.gateway,
         town.agent_key,
-        config.display()
+        config.display(),
+        farebox
     ))?;
-    tokio::signal::ctrl_c().await.context("Ctrl-C cannot be waited for")
+    serve::Stop::new()?.asked().await;
+    Ok(())
 }
 
 /// Everything that runs.

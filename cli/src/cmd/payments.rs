@@ -393,10 +393,12 @@ fn in_tokens(units: u128, asset: &AssetId, names: &Names) -> String {
     }
 }
 
+/// What is still owed to the payer; nothing is for a payment that moved no money.
 const fn delivery(payment: &Payment) -> &'static str {
-    match payment.delivery {
-        Delivery::Pending => "pending",
-        Delivery::Delivered => "delivered",
+    match (payment.delivery, payment.state) {
+        (Delivery::Delivered, _) => "delivered",
+        (Delivery::Pending, PaymentState::Refused | PaymentState::Void) => "none",
+        (Delivery::Pending, _) => "pending",
     }
 }
 

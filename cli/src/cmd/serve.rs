@@ -96,7 +96,7 @@ fn tell_routes(config: &Config, accesses: &[Access]) {
 }
 
 /// SIGTERM and SIGINT.
-struct Stop {
+pub(super) struct Stop {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -106,14 +106,14 @@ struct Stop {
 impl Stop {
     /// From now on the signals no longer end the process by themselves.
     #[cfg(unix)]
-    fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen = |kind| signal(kind).context("signals cannot be listened for");
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
     #[cfg(unix)]
-    async fn asked(&mut self) {
+    pub(super) async fn asked(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -121,12 +121,12 @@ impl Stop {
     }
 
     #[cfg(not(unix))]
-    fn new() -> anyhow::Result<Self> {
+    pub(super) fn new() -> anyhow::Result<Self> {
         Ok(Self {})
     }
 
     #[cfg(not(unix))]
-    async fn asked(&mut self) {
+    pub(super) async fn asked(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -7,13 +7,14 @@ mod fees;
 mod slot;
 mod writer;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use alloy::primitives::{Address, Bytes};
 use farebox_core::{
     LaneKey, Network, PaymentId, Timestamp,
     ports::{Clock, TransactionStore},
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
@@ -29,6 +30,9 @@ use crate::{ChainConfig, ChainLimits, ConnectError, node::Node};
 /// Reports from couriers that wait for the lane; couriers wait when it is full.
 const REPORTS_MAX: usize = 256;
 
+/// How long a lane that could send nothing is believed to be able to send nothing.
+const STALL_BELIEVED: Duration = Duration::from_secs(5);
+
 /// The way into a lane. The lane ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -36,6 +40,8 @@ pub(crate) struct Lane {
     places: Arc<Semaphore>,
     waiting: Semaphore,
     limits: ChainLimits,
+    /// When and why the last settlement found that nothing can be sent.
+    stalled: Mutex<Option<(Instant, Unsent)>>,
 }
 
 /// A settlement to be sent.
@@ -77,12 +83,29 @@ impl Lane {
             places: Arc::new(Semaphore::new(config.limits.in_flight_max)),
             waiting: Semaphore::new(config.limits.lane_queue_max),
             limits: config.limits.clone(),
+            stalled: Mutex::default(),
         })
     }
 
     /// Sends a settlement and waits until it is mined, but no longer than `deadline`. A dropped future leaves no transaction, or
     /// one that the lane goes on with.
     pub(crate) async fn send(&self, order: Order, deadline: Instant) -> Ended {
+        let ended = self.try_send(order, deadline).await;
+        *self.stalled.lock() = match &ended {
+            Ended::Unsent(unsent) if unsent.holds_for_others() => Some((Instant::now(), unsent.clone())),
+            _ => None,
+        };
+        ended
+    }
+
+    /// Why nothing could be sent a moment ago, such as a relayer without gas. Whoever asks before work is done saves the work; now
+    /// and then one is let through, to find out.
+    pub(crate) fn stalled(&self) -> Option<Unsent> {
+        let stalled = self.stalled.lock();
+        stalled.as_ref().filter(|(since, _)| since.elapsed() < STALL_BELIEVED).map(|(_, unsent)| unsent.clone())
+    }
+
+    async fn try_send(&self, order: Order, deadline: Instant) -> Ended {
         let Some(place) = self.place().await else { return Ended::Unsent(Unsent::NoPlace) };
         let slot = Slot::new();
         let _leaving = Leaving(slot.clone());

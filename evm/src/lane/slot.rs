@@ -43,6 +43,20 @@ pub(crate) enum Unsent {
     Stopped,
 }
 
+impl Unsent {
+    /// Whether the next settlement would end the same way.
+    pub(super) const fn holds_for_others(&self) -> bool {
+        match self {
+            Self::FeeUnknown(_)
+            | Self::FeeOverCap { .. }
+            | Self::DayOverCap { .. }
+            | Self::NoGas { .. }
+            | Self::Stopped => true,
+            Self::NoPlace | Self::NotStored(_) | Self::Twice => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum State {
     Queued,
