@@ -7,12 +7,13 @@ use farebox_core::{
     ports::{Clock, Entropy, Wallet},
 };
 use farebox_wire::x402::Requirement;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Request, Response};
 
 use crate::{
     bill::{self, BILL_BODY_BYTES_MAX, Bill, Billed},
     delivery::{self, Peeked},
+    entry::Entry,
     error::{BuildError, FetchError, RequestError, TransportError},
     journal::Journal,
     policy::{Acceptable, DollarAsset, Outstanding, Policy, PolicyRule, Usd},
@@ -37,6 +38,7 @@ pub(crate) struct Parts {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) policy: Policy,
     pub(crate) retry: RetryPolicy,
+    pub(crate) on_foreign_resend: Option<fn(&Entry)>,
     redirects: Redirects,
     client: reqwest::Client,
 }
@@ -50,6 +52,7 @@ pub struct AgentBuilder {
     entropy: Option<Arc<dyn Entropy>>,
     policy: Policy,
     retry: RetryPolicy,
+    on_foreign_resend: Option<fn(&Entry)>,
     redirects: Redirects,
     client: Option<reqwest::ClientBuilder>,
 }
@@ -97,6 +100,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Called before a payment that another wallet signed is sent again.
+    #[must_use]
+    pub const fn on_foreign_resend(mut self, tell: fn(&Entry)) -> Self {
+        self.on_foreign_resend = Some(tell);
+        self
+    }
+
     /// Whether redirects of unpaid requests are followed.
     #[must_use]
     pub const fn redirects(mut self, redirects: Redirects) -> Self {
@@ -137,6 +147,7 @@ impl AgentBuilder {
             entropy: self.entropy.ok_or(missing("source of randomness"))?,
             policy: self.policy,
             retry: self.retry,
+            on_foreign_resend: self.on_foreign_resend,
             redirects: self.redirects,
             client,
         };
@@ -184,6 +195,11 @@ pub enum Charge {
     /// The answer is a success without a receipt: it may be charged until then.
     NoReceipt {
         /// When the authorization ends by itself.
+        until: Timestamp,
+    },
+    /// The answer is an error with the seller's word that it did not charge.
+    NotCharged {
+        /// When the authorization ends by itself; until then the seller could break its word.
         until: Timestamp,
     },
     /// The answer is an error without a receipt: by custom not charged, but it may be until then. The same request sends the same
@@ -241,6 +257,9 @@ pub enum Quote {
         offers: Vec<QuotedOffer>,
         /// What is odd about it.
         notes: Vec<Note>,
+        /// An earlier payment for this request that is not known to be over. A fetch sends it again unless it was refused and
+        /// the present policy forbids it.
+        open: Option<Box<Entry>>,
     },
 }
 
@@ -278,6 +297,9 @@ impl Agent {
     /// Sends the request and pays for it if it must and may. Two calls of the same method, URL and body at one time share one
     /// payment; see [`Agent::fetch_distinct`].
     ///
+    /// A payment that the seller refused before is sent again if the policy still allows it; refused once more, another may be
+    /// signed in its place. Both count against the limit until the first has expired. Nothing is ever signed for HEAD.
+    ///
     /// A dropped future leaves at most one open payment in the journal, whose bytes the next call for the same request sends again.
     ///
     /// # Errors
@@ -314,19 +336,30 @@ impl Agent {
     /// # Errors
     /// The request cannot be sent or the bill cannot be read.
     pub async fn quote(&self, request: Request) -> Result<Quote, FetchError> {
+        self.quote_distinct(request, "").await
+    }
+
+    /// As [`Agent::quote`], for what [`Agent::fetch_distinct`] would do.
+    ///
+    /// # Errors
+    /// As [`Agent::quote`], or an open payment of this request cannot be read.
+    pub async fn quote_distinct(&self, request: Request, label: &str) -> Result<Quote, FetchError> {
         let started = self.start();
-        let mut request = Replayable::new(request, "")?;
+        let mut request = Replayable::new(request, label)?;
         let mut hops_left = self.hops_max();
         loop {
             match self.ask(&request, started, &mut hops_left).await? {
                 Hop::Answer(response) => return Ok(Quote::Free(Box::new(response))),
-                Hop::Bill(billed) => return Ok(self.quoted(request.url, billed)),
+                Hop::Bill(billed) => return self.quoted(request, billed),
                 Hop::Moved(next) => request = next,
             }
         }
     }
 
-    fn quoted(&self, url: url::Url, Billed { bill, notes }: Billed) -> Quote {
+    fn quoted(&self, request: Replayable, Billed { bill, notes }: Billed) -> Result<Quote, FetchError> {
+        let now = self.parts.clock.now();
+        let open = self.parts.journal.peek(&request.fingerprint())?.filter(|entry| !entry.is_long_over(now));
+        let (url, open) = (request.url, open.map(Box::new));
         let policy = &self.parts.policy;
         let chosen = policy.choose(&bill, Outstanding::default()).ok().map(|choice| choice.index);
         let judged = |(index, asked): (usize, &Requirement)| QuotedOffer {
@@ -335,7 +368,7 @@ impl Agent {
             chosen: chosen == Some(index),
         };
         let offers = bill.requirements.iter().enumerate().map(judged).collect();
-        Quote::Bill { url, bill: Box::new(bill), offers, notes }
+        Ok(Quote::Bill { url, bill: Box::new(bill), offers, notes, open })
     }
 
     /// Sends the request without a payment, and again while no answer comes and nothing can be done twice by it.
@@ -355,6 +388,11 @@ impl Agent {
         };
         let response = match asked {
             Asked::Answer(response) => response,
+            Asked::Bill(headers, peeked) if request.method == Method::HEAD => {
+                let billed = bill::read(&headers, peeked.whole()).ok();
+                let price = billed.and_then(|billed| self.parts.policy.cheapest(&billed.bill));
+                return Err(FetchError::HeadNotSold { price });
+            }
             Asked::Bill(headers, peeked) => return Ok(Hop::Bill(bill::read(&headers, peeked.whole())?)),
         };
         if self.parts.redirects == Redirects::Return {

@@ -71,6 +71,14 @@ impl SettlementWord {
         })
     }
 
+    /// Whether it says, readably, that nothing was charged: no transaction, and no word of one that was sent or may be.
+    pub(crate) fn is_uncharged(&self) -> bool {
+        let in_doubt = ["pending", "transaction", "settle", "nonce", "mismatch", "unexpected", "unknown", "timeout"];
+        let reason = self.reason.as_deref().unwrap_or_default();
+        let readable = self.network.is_some();
+        readable && !self.success && self.transaction.is_none() && !in_doubt.iter().any(|part| reason.contains(part))
+    }
+
     /// The transaction if it looks like one of an EVM network.
     pub(crate) fn transaction_id(&self) -> Option<TransactionId> {
         let text = self.transaction.as_deref()?.to_ascii_lowercase();

@@ -183,7 +183,8 @@ impl Entry {
     }
 
     /// When the last authorization ends by itself, if that is after `now`.
-    pub(crate) fn valid_until(&self, now: Timestamp) -> Option<Timestamp> {
+    #[must_use]
+    pub fn valid_until(&self, now: Timestamp) -> Option<Timestamp> {
         self.superseded.iter().chain([&self.current]).map(|a| a.expires_at).max().filter(|until| *until > now)
     }
 

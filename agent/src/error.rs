@@ -2,9 +2,13 @@
 
 use std::fmt;
 
-use farebox_core::{AssetId, Network, Timestamp, Untrusted, ports::WalletError};
+use farebox_core::{AssetId, EvmAddress, Network, PaymentId, Timestamp, TransactionId, Untrusted, ports::WalletError};
 
-use crate::{bill::BillError, journal::JournalError, policy::PolicyRule};
+use crate::{
+    bill::BillError,
+    journal::JournalError,
+    policy::{PolicyRule, Usd, until_text},
+};
 
 /// Why a fetch did not end in an answer. Which of them leave money at risk, [`FetchError::stake`] says.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,12 @@ pub enum FetchError {
     /// Nothing in the bill may be paid. No new signature was made.
     #[error("the policy forbids this payment: {}", refusals(.0))]
     Policy(Vec<RefusedOffer>),
+    /// A HEAD was billed. The gateway never takes money for one, so nothing is signed for it.
+    #[error("HEAD is not sold; the same URL by GET costs {}", price.map_or_else(|| "money".to_owned(), |p| p.to_string()))]
+    HeadNotSold {
+        /// The cheapest offer of the bill, if one is in a known token.
+        price: Option<Usd>,
+    },
     /// The wallet did not sign.
     #[error("the wallet did not sign")]
     Wallet(#[from] WalletError),
@@ -44,7 +54,10 @@ pub enum FetchError {
     #[error("the payment journal stands in the way")]
     Journal(#[from] JournalError),
     /// The seller refused the payment and says that it was not charged.
-    #[error("the seller refused the payment and says it was not charged: {reason}")]
+    #[error(
+        "the seller refused the payment and says it was not charged: {reason}{}",
+        then.as_deref().map_or_else(String::new, |rules| format!("; the policy forbids another: {}", refusals(rules)))
+    )]
     Refused {
         /// The seller's reason, cut and escaped.
         reason: String,
@@ -52,6 +65,37 @@ pub enum FetchError {
         then: Option<Vec<RefusedOffer>>,
         /// Until when the seller could break its word: what was signed is valid until then. `None` if it no longer is.
         valid_until: Option<Timestamp>,
+    },
+    /// The seller says that the wallet has not enough, and that nothing was charged. The same bytes are good until they expire.
+    #[error("the wallet {payer:x} has not enough, and the seller says it was not charged: {reason}")]
+    InsufficientBalance {
+        /// Who would have paid.
+        payer: EvmAddress,
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// As in [`FetchError::Refused`].
+        valid_until: Option<Timestamp>,
+    },
+    /// The seller could not serve the request and says that it has not charged for it so far; it would take the same bytes again.
+    #[error("the seller did not serve it and says it was not charged: {reason}{}", stays_valid(*valid_until))]
+    NotServed {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// As in [`FetchError::Refused`].
+        valid_until: Option<Timestamp>,
+    },
+    /// Charged, and the seller could not serve it yet: the same request, made again with the same journal, redeems it.
+    #[error(
+        "the payment was charged{} and the seller could not serve it yet: {reason}",
+        named(transaction.as_ref(), *payment)
+    )]
+    ChargedNotServed {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// The transaction, if the seller named one.
+        transaction: Option<TransactionId>,
+        /// The seller's name for the payment, if it gave one.
+        payment: Option<PaymentId>,
     },
     /// The seller refused a payment and says that it was not charged, and wallet or journal then kept another from being made.
     #[error("the seller refused the payment and says it was not charged: {reason}; no other could be made")]
@@ -70,7 +114,7 @@ pub enum FetchError {
         /// The seller's reason, cut and escaped.
         reason: String,
         /// The transaction, if the seller named one.
-        transaction: Option<farebox_core::TransactionId>,
+        transaction: Option<TransactionId>,
     },
     /// Whether the payment was charged could not be found out in time. The same request, made again with the same journal, sends the
     /// identical bytes and cannot pay twice.
@@ -107,12 +151,16 @@ impl FetchError {
             Self::Network { .. } => "network",
             Self::Bill(error) => error.code(),
             Self::Policy(_) => "policy_refused",
+            Self::HeadNotSold { .. } => "head_not_sold",
             Self::Wallet(WalletError::Unsupported { .. }) => "wallet_cannot_pay",
             Self::Wallet(WalletError::Unavailable { .. }) => "wallet_unavailable",
             Self::WalletStrayed { .. } => "wallet_strayed",
             Self::Journal(error) => error.code(),
             Self::StoppedAfterRefusal { source, .. } => source.code(),
             Self::Refused { .. } => "payment_refused",
+            Self::InsufficientBalance { .. } => "insufficient_balance",
+            Self::NotServed { .. } => "not_served",
+            Self::ChargedNotServed { .. } => "charged_not_served",
             Self::ChargedNotDelivered { .. } => "charged_not_delivered",
             Self::OutcomeUnclear { .. } => "outcome_unclear",
         }
@@ -122,15 +170,21 @@ impl FetchError {
     #[must_use]
     pub const fn retryable(&self) -> bool {
         match self {
-            Self::Network { .. } | Self::Wallet(WalletError::Unavailable { .. }) | Self::OutcomeUnclear { .. } => true,
+            Self::Network { .. }
+            | Self::Wallet(WalletError::Unavailable { .. })
+            | Self::NotServed { .. }
+            | Self::ChargedNotServed { .. }
+            | Self::OutcomeUnclear { .. } => true,
             Self::Journal(error) => error.retryable(),
             Self::StoppedAfterRefusal { source, .. } => source.retryable(),
             Self::Request(_)
             | Self::Bill(_)
             | Self::Policy(_)
+            | Self::HeadNotSold { .. }
             | Self::Wallet(WalletError::Unsupported { .. })
             | Self::WalletStrayed { .. }
             | Self::Refused { .. }
+            | Self::InsufficientBalance { .. }
             | Self::ChargedNotDelivered { .. } => false,
         }
     }
@@ -151,11 +205,15 @@ impl FetchError {
             | Self::Network { .. }
             | Self::Bill(_)
             | Self::Policy(_)
+            | Self::HeadNotSold { .. }
             | Self::Wallet(_)
             | Self::WalletStrayed { .. }
             | Self::Journal(JournalError::Io { .. } | JournalError::Interrupted) => Stake::Nothing,
-            Self::Refused { .. } | Self::StoppedAfterRefusal { .. } => Stake::Declined,
-            Self::ChargedNotDelivered { .. } => Stake::Charged,
+            Self::Refused { .. }
+            | Self::InsufficientBalance { .. }
+            | Self::NotServed { .. }
+            | Self::StoppedAfterRefusal { .. } => Stake::Declined,
+            Self::ChargedNotServed { .. } | Self::ChargedNotDelivered { .. } => Stake::Charged,
         }
     }
 
@@ -163,10 +221,23 @@ impl FetchError {
     #[must_use]
     pub const fn declined_valid_until(&self) -> Option<Timestamp> {
         match self {
-            Self::Refused { valid_until, .. } | Self::StoppedAfterRefusal { valid_until, .. } => *valid_until,
+            Self::Refused { valid_until, .. }
+            | Self::InsufficientBalance { valid_until, .. }
+            | Self::NotServed { valid_until, .. }
+            | Self::StoppedAfterRefusal { valid_until, .. } => *valid_until,
             _ => None,
         }
     }
+}
+
+fn stays_valid(until: Option<Timestamp>) -> String {
+    until.map_or_else(String::new, |until| format!("; the signature stays valid{}", until_text(Some(until))))
+}
+
+fn named(transaction: Option<&TransactionId>, payment: Option<PaymentId>) -> String {
+    let transaction = transaction.map(|hash| format!(" in transaction {hash}")).unwrap_or_default();
+    let payment = payment.map(|id| format!(" as {id}")).unwrap_or_default();
+    transaction + &payment
 }
 
 /// Why a request is not one that can be paid for.

@@ -154,6 +154,15 @@ impl Journal {
         self.open_path(fingerprint).exists()
     }
 
+    /// What is open for this request, read without its lock: for showing alone.
+    pub(crate) fn peek(&self, fingerprint: &Fingerprint) -> Result<Option<Entry>, JournalError> {
+        match read_entry(&self.open_path(fingerprint)) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(JournalError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Waits until nobody else, in this process or another, works on the request, at most `wait`.
     pub(crate) async fn hold(&self, fingerprint: &Fingerprint, wait: Duration) -> Result<Held, JournalError> {
         let until = tokio::time::Instant::now() + wait;

@@ -2,8 +2,10 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use farebox_core::{Credential, EvmAddress, Offer, PaymentId, Timestamp, TransactionId, Untrusted, X402Credential};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use farebox_core::{
+    Charged, Credential, EvmAddress, Offer, PaymentId, Timestamp, TransactionId, Untrusted, X402Credential,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use tokio::time::Instant;
 
@@ -25,17 +27,47 @@ const SIGNATURES_MAX: u32 = 2;
 
 /// What presenting one authorization came to, all attempts together.
 enum Presented {
-    Answer { response: Response, settlement: Option<SettlementWord> },
-    Declined { reason: String, cure: Cure, billed: Option<Billed> },
-    Spent { reason: String, transaction: Option<TransactionId> },
-    Unclear { attempts: u32, last: String },
+    Answer {
+        response: Response,
+        settlement: Option<SettlementWord>,
+    },
+    Declined {
+        reason: String,
+        cure: Cure,
+        billed: Option<Billed>,
+    },
+    Spent {
+        reason: String,
+        transaction: Option<TransactionId>,
+    },
+    /// The seller would take the bytes again; its last word on the money, and what it said of a charge.
+    Unserved {
+        attempts: u32,
+        last: String,
+        charged: Charged,
+        receipt: Receipt,
+    },
+}
+
+/// What a seller named of a charge.
+#[derive(Clone, Default)]
+struct Receipt {
+    transaction: Option<TransactionId>,
+    payment: Option<PaymentId>,
 }
 
 /// What one attempt came to.
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, and not for long")]
 enum Attempt {
     Done(Presented),
-    Again { why: String, after: Option<Duration> },
+    Again(Again),
+}
+
+/// Why the same bytes go out again.
+struct Again {
+    why: String,
+    after: Option<Duration>,
+    charged: Charged,
+    receipt: Receipt,
 }
 
 impl Agent {
@@ -43,7 +75,10 @@ impl Agent {
     pub(crate) async fn resume(&self, request: &Replayable, started: Started) -> Result<Option<Fetched>, FetchError> {
         let held = self.hold(request, started).await?;
         let Some(entry) = self.unfinished(&held, started).await? else { return Ok(None) };
-        self.finish(request, &held, entry, Made::default(), started).await.map(Some)
+        if self.is_set_aside(&entry) {
+            return Ok(None);
+        }
+        self.finish_again(request, &held, entry, started).await.map(Some)
     }
 
     /// Pays the bill, unless a payment for this request has been signed meanwhile: then that one is sent.
@@ -54,13 +89,52 @@ impl Agent {
         started: Started,
     ) -> Result<Fetched, FetchError> {
         let held = self.hold(request, started).await?;
-        if let Some(entry) = self.unfinished(&held, started).await? {
-            return self.finish(request, &held, entry, Made::default(), started).await;
-        }
-        let authorization = self.sign(request, &bill, Outstanding::default()).await?;
-        let entry = Entry::new(request.fingerprint(), &request.method, &request.url, authorization);
+        let before = self.unfinished(&held, started).await?;
+        let entry = match before {
+            Some(entry) if !self.is_set_aside(&entry) => {
+                return self.finish_again(request, &held, entry, started).await;
+            }
+            Some(mut entry) => {
+                let now = self.parts.clock.now();
+                let (outstanding, valid_until) = (entry.outstanding(now, started.at), entry.valid_until(now));
+                let signed = self.sign(request, &bill, outstanding).await;
+                let reason = declined_reason(&entry).unwrap_or_default();
+                entry.supersede(signed.map_err(|error| after_refusal(error, reason, valid_until))?);
+                entry
+            }
+            None => {
+                let authorization = self.sign(request, &bill, Outstanding::default()).await?;
+                Entry::new(request.fingerprint(), &request.method, &request.url, authorization)
+            }
+        };
         held.store(&entry).await?;
         self.finish(request, &held, entry, Made { signatures: 1, notes }, started).await
+    }
+
+    /// Whether the seller refused it and the present policy would not pay it: it is not sent again, and counts as outstanding.
+    fn is_set_aside(&self, entry: &Entry) -> bool {
+        declined_reason(entry).is_some() && self.parts.policy.judge(&entry.current.offer).is_err()
+    }
+
+    /// Goes on with what an earlier call signed.
+    async fn finish_again(
+        &self,
+        request: &Replayable,
+        held: &Arc<Held>,
+        mut entry: Entry,
+        started: Started,
+    ) -> Result<Fetched, FetchError> {
+        if declined_reason(&entry).is_some() {
+            // Once sent again it may be charged, and a crash must not leave the seller's older word to be believed.
+            entry.current.standing = Standing::Open;
+            held.store(&entry).await?;
+        }
+        if entry.current.payer != self.parts.wallet.evm_address()
+            && let Some(tell) = self.parts.on_foreign_resend
+        {
+            tell(&entry);
+        }
+        self.finish(request, held, entry, Made::default(), started).await
     }
 
     async fn hold(&self, request: &Replayable, started: Started) -> Result<Arc<Held>, JournalError> {
@@ -95,7 +169,9 @@ impl Agent {
                 Presented::Answer { response, settlement } => {
                     return Ok(self.answered(request, held, entry, response, settlement, made).await);
                 }
-                Presented::Unclear { attempts, last } => return Err(FetchError::OutcomeUnclear { attempts, last }),
+                Presented::Unserved { attempts, last, charged, receipt } => {
+                    return Err(self.unserved(held, entry, attempts, last, charged, receipt).await?);
+                }
                 Presented::Spent { reason, transaction } => {
                     return Err(FetchError::ChargedNotDelivered { reason, transaction });
                 }
@@ -107,6 +183,11 @@ impl Agent {
                 Presented::Declined { reason, cure, billed } => {
                     let valid_until = entry.valid_until(self.parts.clock.now());
                     entry.current.standing = Standing::Declined { reason: reason.clone() };
+                    let payer = entry.current.payer;
+                    if cure == Cure::OtherPayer && payer == self.parts.wallet.evm_address() {
+                        held.store(&entry).await?;
+                        return Err(FetchError::InsufficientBalance { payer, reason, valid_until });
+                    }
                     let renewed = self.renew(request, held, &mut entry, billed, cure, &mut made, started).await;
                     match renewed.map_err(|error| after_refusal(error, &reason, valid_until))? {
                         Renewed::Yes => {}
@@ -115,6 +196,37 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// What to tell of a payment that the seller would take again but did not answer for.
+    async fn unserved(
+        &self,
+        held: &Arc<Held>,
+        mut entry: Entry,
+        attempts: u32,
+        reason: String,
+        charged: Charged,
+        receipt: Receipt,
+    ) -> Result<FetchError, JournalError> {
+        let was_charged = entry.charged_at().is_some();
+        Ok(match charged {
+            Charged::Unknown if !was_charged => FetchError::OutcomeUnclear { attempts, last: reason },
+            Charged::No if !was_charged => {
+                let valid_until = entry.valid_until(self.parts.clock.now());
+                entry.current.standing = Standing::Declined { reason: reason.clone() };
+                held.store(&entry).await?;
+                FetchError::NotServed { reason, valid_until }
+            }
+            Charged::Yes | Charged::No | Charged::Unknown => {
+                let Receipt { transaction, payment } = receipt;
+                let transaction = transaction.or_else(|| charged_transaction(&entry));
+                FetchError::ChargedNotServed {
+                    reason,
+                    transaction,
+                    payment: payment.or_else(|| charged_payment(&entry)),
+                }
+            }
+        })
     }
 
     /// Notes the refusal, and puts a new authorization in use if one may help.
@@ -142,20 +254,25 @@ impl Agent {
     /// Sends the identical bytes with growing waits until the outcome is clear, the deadline, or the last attempt.
     async fn present(&self, request: &Replayable, authorization: &Authorization, started: Started) -> Presented {
         let mut waits = self.waits();
-        let mut attempts = 0;
+        let (mut attempts, mut charged, mut receipt) = (0, Charged::Unknown, Receipt::default());
         loop {
             attempts += 1;
-            let (last, after) = match self.attempt(request, authorization, started).await {
+            let again = match self.attempt(request, authorization, started).await {
                 Ok(Attempt::Done(presented)) => return presented,
-                Ok(Attempt::Again { why, after }) => (why, after),
-                Err(error) => (chain(&error), None),
+                Ok(Attempt::Again(again)) => again,
+                Err(error) => {
+                    Again { why: chain(&error), after: None, charged: Charged::Unknown, receipt: Receipt::default() }
+                }
             };
-            tracing::debug!(attempts, last, "the outcome of a payment is unclear");
-            let Some(wait) = waits.next() else { return Presented::Unclear { attempts, last } };
-            let wait = wait.max(after.unwrap_or_default());
-            if started.until.saturating_duration_since(Instant::now()) <= wait {
-                return Presented::Unclear { attempts, last };
+            let Again { why: last, after, charged: word, receipt: named } = again;
+            // The last word counts; but what was charged once stays so.
+            if charged != Charged::Yes || word == Charged::Yes {
+                (charged, receipt) = (word, named);
             }
+            tracing::debug!(attempts, last, ?charged, "a payment is not answered for yet");
+            let left = started.until.saturating_duration_since(Instant::now());
+            let wait = waits.next().map(|wait| wait.max(after.unwrap_or_default())).filter(|wait| *wait < left);
+            let Some(wait) = wait else { return Presented::Unserved { attempts, last, charged, receipt } };
             tokio::time::sleep(wait).await;
         }
     }
@@ -180,10 +297,12 @@ impl Agent {
         let problem = peeked.whole().map(Problem::read).unwrap_or_default();
         Ok(match judge(status, &problem, settlement.as_ref()) {
             Verdict::Deliver => Attempt::Done(Presented::Answer { response: peeked.into_response(), settlement }),
-            Verdict::Resend { why } => {
+            Verdict::Resend { why, charged } => {
                 let after = headers.get(header::RETRY_AFTER);
                 let after = after.and_then(|value| retry_after(value.as_bytes(), self.parts.clock.now()));
-                Attempt::Again { why, after }
+                let transaction = settlement.and_then(|word| word.transaction_id());
+                let receipt = Receipt { transaction, payment: payment_id(&headers) };
+                Attempt::Again(Again { why, after, charged, receipt })
             }
             Verdict::Spent { reason } => {
                 let transaction = settlement.and_then(|word| word.transaction_id());
@@ -204,6 +323,9 @@ impl Agent {
         outstanding: Outstanding,
     ) -> Result<Authorization, FetchError> {
         let parts = &self.parts;
+        if request.method == Method::HEAD {
+            return Err(FetchError::HeadNotSold { price: parts.policy.cheapest(bill) });
+        }
         let choice = parts.policy.choose(bill, outstanding).map_err(FetchError::Policy)?;
         let offer = choice.asked.offer.clone();
         let mut signed_for = offer.clone();
@@ -246,9 +368,12 @@ impl Agent {
         let Some(Billed { bill, notes: odd }) = billed else { return Ok(None) };
         let refused = &entry.current;
         let still_offered = bill.requirements.iter().any(|asked| asked.offer == refused.offer);
+        // A refusal of what an earlier call signed is no reason to be stuck with it until it expires.
+        let from_before = made.signatures == 0 && refused.signed_at <= started.at;
         let may_help = match cure {
-            Cure::Renew => true,
-            Cure::IfTermsChanged => !still_offered,
+            // Of the wallet itself, the caller has made sure that it is another.
+            Cure::Renew | Cure::OtherPayer => true,
+            Cure::IfTermsChanged => !still_offered || from_before,
             Cure::None => false,
         };
         if !may_help || made.signatures >= SIGNATURES_MAX {
@@ -278,12 +403,15 @@ impl Agent {
         made: Made,
     ) -> Fetched {
         let Made { signatures, mut notes } = made;
+        let is_error = response.status().as_u16() >= 400;
+        let uncharged = is_error && settlement.as_ref().is_some_and(SettlementWord::is_uncharged);
         let receipt = settlement.filter(|word| word.success);
         let payment = payment_id(response.headers());
         let until = entry.current.expires_at;
         let charge = match &receipt {
             Some(word) => Charge::Charged { transaction: word.transaction_id() },
             None if response.status().is_success() => Charge::NoReceipt { until },
+            None if uncharged && entry.charged_at().is_none() => Charge::NotCharged { until },
             None => Charge::NotSettled { until },
         };
         notes.extend(receipt.iter().flat_map(|word| receipt_notes(word, &entry.current)));
@@ -291,7 +419,14 @@ impl Agent {
             notes.push(Note::RedirectNotFollowed);
         }
         let mut response = response;
-        if !matches!(charge, Charge::NotSettled { .. }) {
+        if matches!(charge, Charge::NotCharged { .. }) {
+            let reason = format!("the seller answered {} and did not charge", response.status());
+            entry.current.standing = Standing::Declined { reason };
+            if let Err(error) = held.store(&entry).await {
+                tracing::warn!(error = chain(&error), "an answer that cost nothing could not be noted in the journal");
+            }
+        }
+        if matches!(charge, Charge::Charged { .. } | Charge::NoReceipt { .. }) {
             let transaction = receipt.and_then(|word| word.transaction_id()).or_else(|| charged_transaction(&entry));
             let at = entry.charged_at().unwrap_or_else(|| self.parts.clock.now());
             entry.current.standing = Standing::Charged { at, transaction, payment };
@@ -391,6 +526,20 @@ fn after_refusal(error: FetchError, reason: &str, valid_until: Option<Timestamp>
 fn charged_transaction(entry: &Entry) -> Option<TransactionId> {
     match &entry.current.standing {
         Standing::Charged { transaction, .. } => transaction.clone(),
+        _ => None,
+    }
+}
+
+fn charged_payment(entry: &Entry) -> Option<PaymentId> {
+    match &entry.current.standing {
+        Standing::Charged { payment, .. } => *payment,
+        _ => None,
+    }
+}
+
+fn declined_reason(entry: &Entry) -> Option<&str> {
+    match &entry.current.standing {
+        Standing::Declined { reason } => Some(reason),
         _ => None,
     }
 }

@@ -215,7 +215,7 @@ pub enum PolicyRule {
     },
 }
 
-fn until_text(until: Option<Timestamp>) -> String {
+pub(crate) fn until_text(until: Option<Timestamp>) -> String {
     until.map_or_else(String::new, |t| {
         let time = std::time::UNIX_EPOCH + Duration::from_millis(t.unix_ms());
         format!(" until {}", httpdate::fmt_http_date(time))
@@ -285,6 +285,15 @@ impl Policy {
             return Err(PolicyRule::Outstanding { price, outstanding: worth, until, max });
         }
         Ok(Acceptable { asset: asset.clone(), price })
+    }
+
+    /// What the cheapest offer in a known token costs, whether or not it may be paid.
+    pub(crate) fn cheapest(&self, bill: &Bill) -> Option<Usd> {
+        let worth = |asked: &Requirement| {
+            let amount = &asked.offer.amount;
+            Some(self.assets.iter().find(|known| known.id == amount.asset)?.worth(amount.units))
+        };
+        bill.requirements.iter().filter_map(worth).min()
     }
 
     /// The cheapest offer that may be paid; of equals, the seller's first.

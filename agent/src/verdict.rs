@@ -14,8 +14,8 @@ use crate::bill::SettlementWord;
 pub(crate) enum Verdict {
     /// It is the caller's. Whether money moved, the settlement says.
     Deliver,
-    /// The money may have moved or may yet: send the identical bytes again.
-    Resend { why: String },
+    /// The identical bytes may yet be answered: send them again. `charged` is the seller's word so far.
+    Resend { why: String, charged: Charged },
     /// The seller says that this authorization was not and will not be charged.
     Declined { reason: String, cure: Cure },
     /// Charged, or used up, and the seller does not answer for it again.
@@ -27,6 +27,8 @@ pub(crate) enum Verdict {
 pub(crate) enum Cure {
     /// The authorization's time was at fault.
     Renew,
+    /// The payer has not enough: only another wallet's.
+    OtherPayer,
     /// Only if the bill changed: the same terms would be refused again.
     IfTermsChanged,
     /// The seller says never.
@@ -98,49 +100,66 @@ impl Problem {
 /// Judges the answer to a request that carried a credential.
 pub(crate) fn judge(status: StatusCode, problem: &Problem, settlement: Option<&SettlementWord>) -> Verdict {
     let why = || problem.reason().unwrap_or_else(|| format!("the seller answered {status}"));
+    let charged = match settlement {
+        Some(word) if word.success => Charged::Yes,
+        Some(word) if word.is_uncharged() => Charged::No,
+        _ => Charged::Unknown,
+    };
     match status.as_u16() {
         200..=299 => Verdict::Deliver,
         402 => judge_402(problem, settlement),
         408 | 409 | 425 | 429 | 502 | 503 | 504 => {
-            by_problem(problem).unwrap_or_else(|| Verdict::Resend { why: why() })
+            by_problem(problem, settlement).unwrap_or_else(|| Verdict::Resend { why: why(), charged })
         }
         // Any other status is the upstream's own answer, unless it says in our words that the money is not settled.
         _ if problem.retry() == Some(Retry::SameProof) || problem.charged() == Some(Charged::Unknown) => {
-            Verdict::Resend { why: why() }
+            Verdict::Resend { why: why(), charged: charged_so_far(problem, settlement) }
         }
         _ => Verdict::Deliver,
     }
 }
 
+/// The problem's word, unless the settlement tells of a transaction that it denies.
+fn charged_so_far(problem: &Problem, settlement: Option<&SettlementWord>) -> Charged {
+    let may_have_moved = settlement.is_some_and(|word| word.success || word.transaction.is_some());
+    match problem.charged() {
+        Some(Charged::No) if may_have_moved => Charged::Unknown,
+        word => word.unwrap_or(Charged::Unknown),
+    }
+}
+
 fn judge_402(problem: &Problem, settlement: Option<&SettlementWord>) -> Verdict {
-    if let Some(verdict) = by_problem(problem) {
+    let charged = Charged::Unknown;
+    if let Some(verdict) = by_problem(problem, settlement) {
         // A transaction outweighs "not charged": money that may move on chain is never "not paid".
         let may_move = settlement.is_some_and(|s| s.success || s.transaction.is_some());
         return match verdict {
-            Verdict::Declined { reason, .. } if may_move => Verdict::Resend { why: reason },
+            Verdict::Declined { reason, .. } if may_move => Verdict::Resend { why: reason, charged },
             verdict => verdict,
         };
     }
     let Some(settlement) = settlement else {
         return match problem.reason() {
-            Some(why) => Verdict::Resend { why },
+            Some(why) => Verdict::Resend { why, charged },
             // The seller asks for money as if it had seen none. It may have: nothing new is signed on that.
-            None => Verdict::Resend { why: "the seller billed again as if it had seen no payment".to_owned() },
+            None => Verdict::Resend { why: "the seller billed again as if it had seen no payment".to_owned(), charged },
         };
     };
     let code = settlement.reason.as_deref().unwrap_or("no reason given");
     let reason = Untrusted::new(code).to_string();
     if settlement.success || settlement.transaction.is_some() {
-        return Verdict::Resend { why: reason };
+        return Verdict::Resend { why: reason, charged };
     }
     by_code(code, reason)
 }
 
 /// What the seller says in the members `retry` and `charged`, if it says enough.
-fn by_problem(problem: &Problem) -> Option<Verdict> {
+fn by_problem(problem: &Problem, settlement: Option<&SettlementWord>) -> Option<Verdict> {
     let reason = problem.reason().unwrap_or_else(|| "no reason given".to_owned());
     Some(match (problem.charged()?, problem.retry()) {
-        (Charged::Unknown, _) | (_, Some(Retry::SameProof)) => Verdict::Resend { why: reason },
+        (Charged::Unknown, _) | (_, Some(Retry::SameProof)) => {
+            Verdict::Resend { why: reason, charged: charged_so_far(problem, settlement) }
+        }
         (Charged::Yes, _) => Verdict::Spent { reason },
         (Charged::No, Some(Retry::Never)) => Verdict::Declined { reason, cure: Cure::None },
         (Charged::No, _) => {
@@ -162,12 +181,18 @@ fn by_code(code: &str, reason: String) -> Verdict {
     {
         return Verdict::Declined { reason, cure: cure_of(code) };
     }
-    Verdict::Resend { why: reason }
+    Verdict::Resend { why: reason, charged: Charged::Unknown }
 }
 
 fn cure_of(code: &str) -> Cure {
     let time = ["valid_before", "valid_after", "expired"];
-    if time.iter().any(|part| code.contains(part)) { Cure::Renew } else { Cure::IfTermsChanged }
+    let balance = ["insufficient_balance", "insufficient_funds"];
+    let has = |parts: &[&str]| parts.iter().any(|part| code.contains(part));
+    match () {
+        () if has(&time) => Cure::Renew,
+        () if has(&balance) => Cure::OtherPayer,
+        () => Cure::IfTermsChanged,
+    }
 }
 
 /// The wait that `Retry-After` asks for, from `now` if it is a date. Source: RFC 9110 §10.2.3.
@@ -189,13 +214,17 @@ mod tests {
             success,
             transaction: transaction.map(str::to_owned),
             reason: reason.map(str::to_owned),
+            network: Some("eip155:84532".parse().unwrap()),
             ..SettlementWord::default()
         });
         let verdict =
             judge(StatusCode::from_u16(status).unwrap(), &Problem::read(body.as_bytes()), settlement.as_ref());
         let found = match verdict {
             Verdict::Deliver => "deliver",
-            Verdict::Resend { .. } => "resend",
+            Verdict::Resend { charged: Charged::Unknown, .. } => "resend",
+            Verdict::Resend { charged: Charged::No, .. } => "resend, not charged",
+            Verdict::Resend { charged: Charged::Yes, .. } => "resend, charged",
+            Verdict::Declined { cure: Cure::OtherPayer, .. } => "declined, other payer",
             Verdict::Declined { cure: Cure::Renew, .. } => "declined, renew",
             Verdict::Declined { cure: Cure::IfTermsChanged, .. } => "declined, other terms",
             Verdict::Declined { cure: Cure::None, .. } => "declined, never",
@@ -212,11 +241,23 @@ mod tests {
         check(402, "{}", None, "resend");
         check(402, r#"{"error":"Payment required"}"#, None, "resend");
         check(402, r#"{"charged":"unknown","retry":"after_payment"}"#, None, "resend");
-        check(402, r#"{"charged":false,"retry":"same_proof"}"#, None, "resend");
         check(500, r#"{"charged":"unknown"}"#, None, "resend");
         check(402, "{}", Some((false, None, Some("settlement_pending"))), "resend");
         check(402, "{}", Some((false, None, Some("unexpected_settle_error"))), "resend");
         check(402, "{}", Some((false, None, Some("invalid_exact_evm_transaction_failed"))), "resend");
+    }
+
+    #[test]
+    fn a_seller_that_could_not_serve_says_whether_it_charged() {
+        for status in [402, 500, 502, 503] {
+            check(status, r#"{"charged":false,"retry":"same_proof"}"#, None, "resend, not charged");
+            check(status, r#"{"charged":true,"retry":"same_proof"}"#, None, "resend, charged");
+            check(status, r#"{"charged":false,"retry":"same_proof"}"#, Some((true, Some("0xabc"), None)), "resend");
+            check(status, r#"{"charged":false,"retry":"same_proof"}"#, Some((false, Some("0xabc"), None)), "resend");
+        }
+        check(502, "down", Some((false, None, None)), "resend, not charged");
+        check(502, "down", Some((true, Some("0xabc"), None)), "resend, charged");
+        check(502, "down", Some((false, None, Some("settlement_pending"))), "resend");
     }
 
     #[test]
@@ -238,7 +279,7 @@ mod tests {
         check(402, r#"{"charged":false,"retry":"after_payment","code":"no_funds"}"#, None, "declined, other terms");
         check(409, r#"{"charged":false,"retry":"never","code":"other_request"}"#, None, "declined, never");
         check(402, r#"{"charged":true,"retry":"never"}"#, None, "spent");
-        check(402, "{}", Some((false, None, Some("insufficient_funds"))), "declined, other terms");
+        check(402, "{}", Some((false, None, Some("insufficient_funds"))), "declined, other payer");
         let late = "invalid_exact_evm_payload_authorization_valid_before";
         check(402, "{}", Some((false, None, Some(late))), "declined, renew");
         check(402, "{}", Some((false, None, Some("invalid_exact_evm_nonce_already_used"))), "spent");

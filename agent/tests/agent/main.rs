@@ -8,6 +8,8 @@ mod journal;
 #[cfg(test)]
 mod paying;
 #[cfg(test)]
+mod refused;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod unclear;

@@ -117,19 +117,21 @@ async fn the_limit_itself_may_be_spent_and_the_cheapest_offer_is_taken() {
 }
 
 #[tokio::test]
-async fn a_bill_for_head_is_not_leave_to_pay_for_get() {
-    let seller = Seller::start(|attempt, seen| match (attempt, seen.method.as_str()) {
-        (0, "HEAD") => bill(&[cent()]),
-        (0, _) => bill(&[offer(10_000_000)]),
-        _ => goods(),
-    })
-    .await;
-    let payer = Payer::new();
-    let agent = payer.agent();
-    let head = reqwest::Request::new(http::Method::HEAD, seller.url("/"));
-    assert_eq!(agent.fetch(head).await.unwrap().payment.unwrap().price.to_string(), "$0.01");
-    assert!(matches!(agent.fetch(get(seller.url("/"))).await, Err(FetchError::Policy(_))));
-    assert_eq!(payer.wallet.signed(), 1);
+async fn head_is_never_signed_for() {
+    let check = async |answer: fn() -> axum::response::Response, expected: &str| {
+        let seller = Seller::start(move |_, _| answer()).await;
+        let payer = Payer::new();
+        let head = || reqwest::Request::new(http::Method::HEAD, seller.url("/"));
+        let error = payer.agent().fetch(head()).await.unwrap_err();
+        assert_eq!((error.code(), error.stake()), ("head_not_sold", farebox_agent::Stake::Nothing));
+        assert_eq!(error.to_string(), format!("HEAD is not sold; the same URL by GET costs {expected}"));
+        assert_eq!(payer.agent().quote(head()).await.unwrap_err().code(), "head_not_sold");
+        assert!(seller.seen().iter().all(|seen| seen.method == http::Method::HEAD && seen.credential().is_none()));
+        assert_eq!((payer.wallet.signed(), payer.files("open").len(), seller.seen().len()), (0, 0, 2));
+    };
+    check(|| bill(&[cent()]), "$0.01").await;
+    check(|| bill(&[offer(10_000_000)]), "$10").await;
+    check(|| respond(402, &[], ""), "money").await;
 }
 
 #[tokio::test]

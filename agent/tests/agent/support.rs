@@ -62,13 +62,24 @@ impl Entropy for OsEntropy {
 }
 
 /// Signs anything with a nonce of its own, and counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct CountingWallet {
+    address: EvmAddress,
     signed: AtomicU32,
     pub(crate) longest_s: AtomicU32,
 }
 
+impl Default for CountingWallet {
+    fn default() -> Self {
+        Self::of([7; 20])
+    }
+}
+
 impl CountingWallet {
+    pub(crate) fn of(address: [u8; 20]) -> Self {
+        Self { address: EvmAddress(address), signed: AtomicU32::new(0), longest_s: AtomicU32::new(0) }
+    }
+
     pub(crate) fn signed(&self) -> u32 {
         self.signed.load(Ordering::SeqCst)
     }
@@ -77,7 +88,7 @@ impl CountingWallet {
 #[async_trait]
 impl Wallet for CountingWallet {
     fn evm_address(&self) -> EvmAddress {
-        EvmAddress([7; 20])
+        self.address
     }
 
     async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError> {

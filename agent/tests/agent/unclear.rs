@@ -79,7 +79,8 @@ async fn an_endless_402_ends_without_a_second_signature() {
 
 #[tokio::test]
 async fn a_clear_no_is_not_asked_again() {
-    check(|_| refusal(&[cent()], "insufficient_balance", json!(false)), Err("payment_refused"), 1, 1).await;
+    check(|_| refusal(&[cent()], "no_funds", json!(false)), Err("payment_refused"), 1, 1).await;
+    check(|_| refusal(&[cent()], "insufficient_balance", json!(false)), Err("insufficient_balance"), 1, 1).await;
     let used = || settlement(false, "", Some("invalid_exact_evm_nonce_already_used"));
     check(move |_| respond(402, &[("payment-response", &used())], "{}"), Err("charged_not_delivered"), 1, 1).await;
     check(|_| refusal(&[cent()], "spent", json!(true)), Err("charged_not_delivered"), 1, 1).await;

@@ -34,12 +34,12 @@ Exit codes:
   1   something else went wrong
   2   the command line is wrong
   3   the wallet or the journal is missing or cannot be used; nothing was sent or signed over it
-  4   the policy forbids the payment; nothing new was signed
-  5   the seller refused the payment and says it was not charged
+  4   the policy forbids the payment, or the method is HEAD, which is not sold; nothing new was signed
+  5   the seller refused the payment or could not serve it, and says it was not charged
   6   not known whether the payment was charged: run the same command again, it cannot pay twice
   7   no answer from the server; nothing was signed
   8   the seller's 402 cannot be read
-  9   charged, and the seller gives no answer for it
+  9   charged, and the seller gives no answer for it; if the error is charged_not_served, the same command redeems it
   10  the answer to a payment broke off: run the same command again, it sends the same payment and cannot pay twice
   22  answered with a status of 400 or more, without a payment
   23  answered with a status of 400 or more, after a payment was sent
@@ -70,7 +70,7 @@ pub(crate) struct PayArgs {
     /// Data as it is; @FILE and @- likewise
     #[arg(long, value_name = "DATA")]
     data_binary: Option<String>,
-    /// Ask for the head alone
+    /// Ask for the head alone; HEAD is not sold, so nothing is ever signed for it
     #[arg(short = 'I', long, conflicts_with_all = ["data", "data_binary", "method"])]
     head: bool,
     /// Write the body to a file
@@ -167,7 +167,7 @@ async fn pay(args: &PayArgs, context: &PayContext) -> Result<ExitCode, Failure> 
     let (method, url) = (request.method().clone(), request.url().clone());
     let agent = agent(args, context).map_err(Failure::SetUp)?;
     if args.dry_run {
-        let quote = agent.quote(request).await.map_err(Failure::Fetch)?;
+        let quote = agent.quote_distinct(request, &args.label).await.map_err(Failure::Fetch)?;
         output::quote(args, &quote).map_err(Failure::Other)?;
         return Ok(match &quote {
             Quote::Bill { offers, .. } if !offers.iter().any(|offer| offer.chosen) => ExitCode::from(4),
@@ -215,6 +215,7 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
         .policy(policy)
         .retry(retry)
         .redirects(redirects)
+        .on_foreign_resend(output::foreign_resend)
         .client(client);
     Ok(agent.build()?)
 }
@@ -256,12 +257,15 @@ impl Failure {
             Self::Fetch(error) => match error {
                 FetchError::Request(_) => 2,
                 FetchError::Wallet(_) | FetchError::WalletStrayed { .. } | FetchError::Journal(_) => 3,
-                FetchError::Policy(_) => 4,
-                FetchError::Refused { .. } | FetchError::StoppedAfterRefusal { .. } => 5,
+                FetchError::Policy(_) | FetchError::HeadNotSold { .. } => 4,
+                FetchError::Refused { .. }
+                | FetchError::InsufficientBalance { .. }
+                | FetchError::NotServed { .. }
+                | FetchError::StoppedAfterRefusal { .. } => 5,
                 FetchError::OutcomeUnclear { .. } => 6,
                 FetchError::Network { .. } => 7,
                 FetchError::Bill(_) => 8,
-                FetchError::ChargedNotDelivered { .. } => 9,
+                FetchError::ChargedNotServed { .. } | FetchError::ChargedNotDelivered { .. } => 9,
             },
             Self::BrokenOff { .. } => 10,
             Self::Other(_) => 1,
@@ -283,6 +287,7 @@ impl Failure {
             Self::Fetch(error) => error.stake(),
             Self::BrokenOff { payment, .. } => match payment.charge {
                 Charge::Charged { .. } => Stake::Charged,
+                Charge::NotCharged { .. } => Stake::Declined,
                 Charge::NoReceipt { .. } | Charge::NotSettled { .. } => Stake::Unclear,
             },
             _ => Stake::Nothing,
@@ -309,6 +314,9 @@ impl Failure {
                 Some("--dry-run shows the whole bill; --max, --asset and --network widen the policy")
             }
             FetchError::OutcomeUnclear { .. } => Some(again),
+            FetchError::NotServed { .. } => Some("run the same command again to try again: it sends the same payment"),
+            FetchError::ChargedNotServed { .. } => Some("run the same command again: it redeems this payment"),
+            FetchError::InsufficientBalance { .. } => Some("fund the wallet or name another one, and run this again"),
             _ => None,
         }
     }

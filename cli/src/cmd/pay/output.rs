@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use farebox_agent::{Charge, Fetched, Note, PaymentMade, Quote, QuotedOffer, Stake};
+use farebox_agent::{Charge, Entry, FetchError, Fetched, Note, PaymentMade, Quote, QuotedOffer, Stake};
 use farebox_core::Timestamp;
 use http::Method;
 use reqwest::Response;
@@ -125,9 +125,10 @@ async fn json_answer(mut response: Response, payment: Option<&PaymentMade>) -> R
 fn payment_json(made: &PaymentMade) -> Value {
     let (charged, transaction, until) = match &made.charge {
         Charge::Charged { transaction } => (json!(true), transaction.as_ref(), None),
+        Charge::NotCharged { .. } => (json!(false), None, None),
         Charge::NoReceipt { until } | Charge::NotSettled { until } => (json!("unknown"), None, Some(*until)),
     };
-    json!({
+    let mut object = json!({
         "amount": made.asset.tokens(made.offer.amount.units).to_string(),
         "symbol": made.asset.symbol(),
         "units": made.offer.amount.units.to_string(),
@@ -140,7 +141,11 @@ fn payment_json(made: &PaymentMade) -> Value {
         "payment": made.payment,
         "signatures": made.signatures,
         "notes": made.notes.iter().map(note).collect::<Vec<_>>(),
-    })
+    });
+    if let Charge::NotCharged { until } = &made.charge {
+        object["authorizationValidUntil"] = until.unix_s().into();
+    }
+    object
 }
 
 /// One line for people unless it is not wanted, and one for each note.
@@ -163,6 +168,9 @@ fn receipt_line(method: &Method, url: &Url, made: &PaymentMade) -> String {
     let mut text = match &made.charge {
         Charge::Charged { transaction: Some(hash) } => format!("paid {what} tx {hash}"),
         Charge::Charged { transaction: None } => format!("paid {what}"),
+        Charge::NotCharged { until } => {
+            format!("offered {what}; the seller did not charge it; the signature stays valid until {}", utc(*until))
+        }
         Charge::NoReceipt { until } => {
             format!("sent {what}; the seller gave no receipt, it may charge until {}", utc(*until))
         }
@@ -191,18 +199,20 @@ fn note(note: &Note) -> String {
 
 /// The bill, readable.
 pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
-    let (url, bill, offers, notes) = match quote {
+    let (url, bill, offers, notes, open) = match quote {
         Quote::Free(response) if args.json => {
             return print(&format!("{}\n", json!({"status": response.status().as_u16(), "offers": null})));
         }
         Quote::Free(response) => return print(&format!("no bill: the server answers {}\n", response.status())),
-        Quote::Bill { url, bill, offers, notes } => (url, bill, offers, notes),
+        Quote::Bill { url, bill, offers, notes, open } => (url, bill, offers, notes, open),
     };
     let skipped: Vec<String> = bill.skipped.iter().map(ToString::to_string).collect();
     if args.json {
         let offers: Vec<Value> = offers.iter().map(offer_json).collect();
         let notes: Vec<String> = notes.iter().map(note).collect();
-        let object = json!({"status": 402, "url": url, "offers": offers, "skipped": skipped, "notes": notes});
+        let open = open.as_deref().map(open_json);
+        let object =
+            json!({"status": 402, "url": url, "offers": offers, "skipped": skipped, "notes": notes, "open": open});
         return print(&format!("{object}\n"));
     }
     let mut text = format!("{url} wants to be paid\n");
@@ -225,12 +235,42 @@ pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
     }
     skipped.iter().try_for_each(|skipped| writeln!(text, "  {skipped}"))?;
     notes.iter().try_for_each(|odd| writeln!(text, "note: {}", note(odd)))?;
+    if let Some(entry) = open.as_deref() {
+        let until = utc(entry.current.expires_at);
+        let payer = entry.current.payer;
+        writeln!(text, "an earlier payment for this request, signed by wallet {payer:x}, is open until {until}")?;
+    }
     text.push_str(if offers.iter().any(|offer| offer.chosen) {
         "the offer marked * would be paid; nothing was signed\n"
     } else {
         "none of it would be paid; nothing was signed\n"
     });
     print(&text)
+}
+
+fn open_json(entry: &Entry) -> Value {
+    let made = &entry.current;
+    json!({
+        "amount": made.asset.tokens(made.offer.amount.units).to_string(),
+        "symbol": made.asset.symbol(),
+        "network": made.offer.network(),
+        "pay_to": made.offer.pay_to,
+        "payer": format!("{:x}", made.payer),
+        "signed_at": utc(made.signed_at),
+        "authorizationValidUntil": made.expires_at.unix_s(),
+    })
+}
+
+/// Told before the payment of another wallet is sent again.
+pub(super) fn foreign_resend(entry: &Entry) {
+    // A standard error that is closed is no reason to keep a payment from being finished.
+    let _ = say(&foreign_resend_line(entry));
+}
+
+pub(super) fn foreign_resend_line(entry: &Entry) -> String {
+    let made = &entry.current;
+    let (payer, at, until) = (made.payer, utc(made.signed_at), utc(made.expires_at));
+    format!("resending the payment that wallet {payer:x} signed at {at}; it stays valid until {until}\n")
 }
 
 fn offer_json(quoted: &QuotedOffer) -> Value {
@@ -285,6 +325,16 @@ pub(super) fn failure_json(failure: &Failure) -> Value {
         && let Some(until) = fetch.declined_valid_until()
     {
         error["authorizationValidUntil"] = until.unix_s().into();
+    }
+    match failure {
+        Failure::Fetch(FetchError::ChargedNotServed { transaction, payment, .. }) => {
+            error["transaction"] = json!(transaction);
+            error["payment"] = json!(payment);
+        }
+        Failure::Fetch(FetchError::ChargedNotDelivered { transaction, .. }) => {
+            error["transaction"] = json!(transaction)
+        }
+        _ => {}
     }
     let mut object = json!({ "error": error });
     if let Failure::BrokenOff { payment, .. } = failure {

@@ -31,7 +31,7 @@ fn respond(status: u16, header: (&str, String), body: &'static str) -> Response 
 }
 
 /// A seller of one-cent answers: /ok delivers, /doubt never says, /no refuses, /late charges and delivers no more, /dear wants a
-/// dollar, /gone is not found once paid, /free is 404 for nothing.
+/// dollar, /gone is not found once paid, /lost likewise and says it did not charge, /down does not serve and /owed charged for it, /free is 404 for nothing.
 async fn seller() -> String {
     async fn answer(uri: http::Uri, headers: HeaderMap) -> Response {
         let bill = |units: &str| {
@@ -70,6 +70,13 @@ async fn seller() -> String {
                 response
             }
             ("/gone", true) => respond(404, ("x-a", String::new()), "gone"),
+            ("/lost", true) => respond(404, settled(false, Some("upstream_error")), "gone"),
+            ("/down", true) => {
+                respond(502, settled(false, None), r#"{"code":"down","retry":"same_proof","charged":false}"#)
+            }
+            ("/owed", true) => {
+                respond(502, settled(true, None), r#"{"code":"down","retry":"same_proof","charged":true}"#)
+            }
             (_, true) => respond(200, settled(true, None), "\u{0}goods"),
         }
     }
@@ -100,6 +107,12 @@ async fn exit_codes_say_what_became_of_the_money() {
     check(context(), "/ok", &["--dry-run"], 0).await;
     check(context(), "/ok", &["--network", "eip155:8453"], 4).await;
     check(context(), "/no", &[], 5).await;
+    check(context(), "/no", &["--network", "eip155:8453"], 5).await;
+    check(context(), "/down", &[], 5).await;
+    check(context(), "/owed", &[], 9).await;
+    check(context(), "/lost", &[], 23).await;
+    check(context(), "/ok", &["-I"], 4).await;
+    check(context(), "/free", &["-I"], 22).await;
     check(context(), "/doubt", &[], 6).await;
     check(context(), "/late", &[], 9).await;
     check(context(), "/odd", &[], 8).await;
@@ -167,11 +180,36 @@ async fn a_program_is_told_what_may_still_be_charged() {
     let (charged, until, _) = failed("/no").await;
     assert_eq!(charged, json!(false));
     assert!((now_s + 1..=now_s + 70).contains(&until.unwrap()), "{until:?}");
+    let (charged, until, object) = failed("/down").await;
+    assert_eq!((charged, &object["error"]["code"], until.is_some()), (json!(false), &json!("not_served"), true));
+    let (charged, _, object) = failed("/owed").await;
+    assert_eq!((charged, &object["error"]["code"]), (json!(true), &json!("charged_not_served")));
+    assert_eq!(object["error"]["transaction"], format!("0x{}", "ab".repeat(32)));
     assert_eq!(failed("/doubt").await.0, json!("unknown"));
     assert_eq!(failed("/late").await.0, json!(true));
     let (charged, _, object) = failed("/torn").await;
     assert_eq!((charged, &object["error"]["code"]), (json!(true), &json!("answer_broke_off")));
     assert_eq!((&object["error"]["retryable"], &object["payment"]["charged"]), (&json!(true), &json!(true)));
+}
+
+#[tokio::test]
+async fn a_payment_of_another_wallet_is_named_before_it_goes_out_again() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let journal = folder.path().join("journal");
+    let url = format!("{base}/no");
+    let line = ["-s", "--journal", journal.to_str().unwrap(), &url];
+    assert_eq!(Box::pin(run(parse(&line), context())).await.unwrap(), ExitCode::from(5));
+    let entries = Journal::open(&journal, SystemClock.now()).unwrap().unresolved().unwrap();
+    let said = output::foreign_resend_line(&entries[0]);
+    assert!(
+        said.starts_with("resending the payment that wallet 0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266 signed at ")
+    );
+    assert!(said.contains("; it stays valid until ") && said.matches('\n').count() == 1, "{said}");
+    // A dry run has no wallet and shows the same payment.
+    assert_eq!(
+        Box::pin(run(parse(&[&line[..], &["--dry-run"]].concat()), context())).await.unwrap(),
+        ExitCode::SUCCESS
+    );
 }
 
 fn built(line: &[&str]) -> reqwest::Request {
