@@ -137,12 +137,13 @@ impl CallerId {
         Self(hex::encode(crate::CredentialDigest::of(&[b"key", key]).as_bytes()).into())
     }
 
-    /// The caller at this address; of an IPv6 address the /64 counts, within which hosts change theirs.
+    /// The caller at this address, behind proxies that forward it with these words (empty without any). Of an IPv6 address the /64
+    /// counts, within which hosts change theirs.
     #[must_use]
-    pub fn from_address(address: std::net::IpAddr) -> Self {
+    pub fn from_address(address: std::net::IpAddr, forwarded: &[u8]) -> Self {
         let digest = match address.to_canonical() {
-            std::net::IpAddr::V4(v4) => crate::CredentialDigest::of(&[b"addr", &v4.octets()]),
-            std::net::IpAddr::V6(v6) => crate::CredentialDigest::of(&[b"addr", &v6.octets()[..8]]),
+            std::net::IpAddr::V4(v4) => crate::CredentialDigest::of(&[b"addr", &v4.octets(), forwarded]),
+            std::net::IpAddr::V6(v6) => crate::CredentialDigest::of(&[b"addr", &v6.octets()[..8], forwarded]),
         };
         Self(hex::encode(digest.as_bytes()).into())
     }

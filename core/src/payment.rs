@@ -12,8 +12,9 @@ use crate::{
     Receipt, RouteId, Timestamp, TransactionId,
 };
 
-/// How often one settled payment may run the upstream before it is left to a person. A run that delivers is the last one.
-const RUNS_MAX: u32 = 8;
+/// How often one settled payment may run the upstream before it is left to a person. A run that delivers is the last one; others are
+/// the upstream's failures, and an outage must not use a payment up.
+const RUNS_MAX: u32 = 1_000;
 
 /// Where a payment stands. The order is the usual order of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, time::Duration};
 
 use alloy::{
     network::{EthereumWallet, TransactionBuilder},
-    primitives::{Address, Bytes, U256, keccak256},
+    primitives::{Address, B256, Bytes, U256, keccak256},
     providers::{DynProvider, Provider, ProviderBuilder},
     rpc::types::{TransactionReceipt, TransactionRequest},
     signers::local::PrivateKeySigner,
@@ -129,7 +129,8 @@ impl Anvil {
             Some(to) => request.with_to(to),
             None => request.into_create(),
         };
-        let receipt = self.provider.send_transaction(request).await?.get_receipt().await?;
+        let sent = *self.provider.send_transaction(request).await?.tx_hash();
+        let receipt = receipt_of(&self.provider, sent).await?;
         anyhow::ensure!(receipt.status(), "transaction {} reverted", receipt.transaction_hash);
         Ok(receipt)
     }
@@ -139,6 +140,23 @@ impl Anvil {
     pub const fn rich(&self) -> Address {
         self.rich
     }
+}
+
+/// Waits for a transaction's receipt. Instant mining leaves one queued now and then although its nonce is next: then a block is mined.
+///
+/// # Errors
+/// The node does not answer, or has no receipt after 20 s.
+pub(crate) async fn receipt_of(provider: &DynProvider, transaction: B256) -> Result<TransactionReceipt> {
+    for look in 1..=4_000 {
+        if let Some(receipt) = provider.get_transaction_receipt(transaction).await? {
+            return Ok(receipt);
+        }
+        if look % 100 == 0 {
+            provider.raw_request::<_, serde_json::Value>("evm_mine".into(), ()).await?;
+        }
+        tokio::time::sleep(RECEIPT_POLL).await;
+    }
+    anyhow::bail!("transaction {transaction} has no receipt")
 }
 
 /// A key pair of a test. The key is the hash of the name: worthless anywhere, and the same in every run.

@@ -11,7 +11,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::{Account, Anvil, Authorization, Echo, Farebox, Setup, Usdc, http_client};
+use crate::{Account, Anvil, Authorization, Echo, Farebox, Setup, Usdc, anvil::receipt_of, http_client};
 
 const ETHER: u128 = 1_000_000_000_000_000_000;
 
@@ -101,7 +101,8 @@ impl Counter {
     pub async fn deploy(&self, code: &[u8], arguments: &[u8]) -> Result<Address> {
         let data: Bytes = [code, arguments].concat().into();
         let request = TransactionRequest::default().with_from(self.anvil.rich()).with_input(data).into_create();
-        let receipt = self.anvil.provider().send_transaction(request).await?.get_receipt().await?;
+        let sent = *self.anvil.provider().send_transaction(request).await?.tx_hash();
+        let receipt = receipt_of(self.anvil.provider(), sent).await?;
         ensure!(receipt.status(), "creation {} reverted", receipt.transaction_hash);
         receipt.contract_address.context("a creation without address")
     }

@@ -9,7 +9,10 @@ use alloy::{
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::{Account, Anvil, CHAIN_ID, anvil::npm_json};
+use crate::{
+    Account, Anvil, CHAIN_ID,
+    anvil::{npm_json, receipt_of},
+};
 
 use abi::{FiatToken, TransferWithAuthorization};
 
@@ -182,7 +185,8 @@ impl Usdc {
     /// The node refuses it.
     pub async fn mint(&self, to: Address, units: u128) -> Result<()> {
         let sent = self.contract.mint(to, U256::from(units)).from(self.rich).send().await?;
-        anyhow::ensure!(sent.get_receipt().await?.status(), "mint reverted");
+        let receipt = receipt_of(self.contract.provider(), *sent.tx_hash()).await?;
+        anyhow::ensure!(receipt.status(), "mint reverted");
         Ok(())
     }
 
@@ -227,7 +231,8 @@ impl Usdc {
             a.nonce,
             signature,
         );
-        let receipt = call.send().await?.get_receipt().await?;
+        let sent = *call.send().await?.tx_hash();
+        let receipt = receipt_of(self.contract.provider(), sent).await?;
         anyhow::ensure!(receipt.status(), "transferWithAuthorization {} reverted", receipt.transaction_hash);
         Ok(receipt.transaction_hash)
     }

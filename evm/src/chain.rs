@@ -10,6 +10,7 @@ use farebox_core::{
 
 use crate::{
     ChainConfig, ConnectError, abi, address,
+    bounced::Bounced,
     lane::Lane,
     node::{NoAnswer, Node},
     signature,
@@ -27,6 +28,7 @@ pub(crate) struct Chain {
     pub(crate) lane: Lane,
     pub(crate) store: Arc<dyn TransactionStore>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) bounced: Bounced,
 }
 
 impl Chain {
@@ -44,7 +46,7 @@ impl Chain {
             tokens.push(Token::read(&node, &config.network, chain_id, asset).await?);
         }
         let lane = Lane::start(&config, chain_id, &node, store.clone(), clock.clone()).await?;
-        Ok(Self { config, node, tokens, lane, store, clock })
+        Ok(Self { config, node, tokens, lane, store, clock, bounced: Bounced::default() })
     }
 
     pub(crate) fn token(&self, asset: &AssetId) -> Option<&Token> {

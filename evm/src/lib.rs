@@ -4,6 +4,7 @@
 
 mod abi;
 mod address;
+mod bounced;
 mod chain;
 mod check;
 mod config;

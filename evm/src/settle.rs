@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     abi::ENDS_AUTHORIZATION,
+    address,
     chain::{Chain, transfer_call},
     check::{code, rejected},
     lane::{Ended, Order},
@@ -101,7 +102,14 @@ impl Chain {
                 code::TRANSFER_EVENT,
                 format!("transaction {hash} succeeded without the token's transfer of exactly this payment"),
             )),
-            Outcome::Ended | Outcome::Nothing => self.without_ours(payment, transfer, Some(hash)).await,
+            Outcome::Ended | Outcome::Nothing => {
+                let settlement = self.without_ours(payment, transfer, Some(hash)).await;
+                // Paid by somebody else's transaction is paid.
+                if !matches!(settlement, Settlement::Final { .. }) {
+                    self.bounced.note(address::core(transfer.from));
+                }
+                settlement
+            }
         }
     }
 

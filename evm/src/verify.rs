@@ -37,10 +37,16 @@ impl Chain {
         if let Some(unsent) = self.lane.stalled() {
             return Err(VerifyError::Unavailable { source: unsent.into() });
         }
-        self.wait_for_validity(x402).await;
+        if let Some(left) = self.bounced.left(x402.authorization.from) {
+            return no(
+                code::TRANSACTION,
+                format!("a settlement of this payer reverted on the chain; it may pay again in {} s", left.as_secs()),
+            );
+        }
         if checked.signature == SignatureCheck::NeedsContract {
             self.ask_wallet(token, x402).await?;
         }
+        self.wait_for_validity(x402).await;
         let call = Call {
             from: Some(self.config.relayer.alloy_address()),
             to: token.address,

@@ -13,7 +13,7 @@ use farebox_core::{
         Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, SignatureCheck, VerifyError, claim_of,
     },
 };
-use http::{HeaderName, Method, Response};
+use http::{HeaderMap, HeaderName, Method, Response, header::FORWARDED};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -29,6 +29,8 @@ use crate::{
 
 /// draft-ietf-httpapi-idempotency-key-header.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// How often a request that waits for another's outcome looks again: first and longest pause.
 const BUSY_PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
@@ -185,11 +187,18 @@ pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inboun
     }
 }
 
+/// What proxies say of the caller. Not believed, only compared: behind a proxy that is not listed all callers have its address, and
+/// this tells them apart, for it adds each caller's own.
+fn forwarded(headers: &HeaderMap) -> Vec<u8> {
+    let claims = [X_FORWARDED_FOR, FORWARDED].into_iter().flat_map(|name| headers.get_all(name).iter());
+    claims.flat_map(|value| [value.as_bytes(), b"\n"].concat()).collect()
+}
+
 /// Who may have the outcome, by a secret of theirs if they sent one.
 fn caller(inbound: &Inbound) -> CallerId {
     match inbound.request.headers().get(IDEMPOTENCY_KEY) {
         Some(key) => CallerId::from_key(key.as_bytes()),
-        None => CallerId::from_address(inbound.client.addr),
+        None => CallerId::from_address(inbound.client.addr, &forwarded(inbound.request.headers())),
     }
 }
 
@@ -326,9 +335,10 @@ impl Ask<'_> {
             Ok(claimed) => Ok(claimed),
             Err(error) => {
                 // It may have been made all the same. Nobody works on it, so give it back; failing that, its lease ends.
-                let released = PaymentEvent::Released { code: "claim_unconfirmed".into() };
-                if let Err(second) = self.till.ledger.record(id, vec![released], self.till.clock.now()).await {
-                    debug!(payment = %id, error = &second as &dyn std::error::Error, "unconfirmed claim not released");
+                for undo in [PaymentEvent::Released { code: "claim_unconfirmed".into() }, PaymentEvent::RunEnded] {
+                    if let Err(second) = self.till.ledger.record(id, vec![undo], self.till.clock.now()).await {
+                        debug!(payment = %id, error = &second as &dyn std::error::Error, "unconfirmed claim not given back");
+                    }
                 }
                 Err(Turned::Books(error))
             }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use farebox_core::{Answer, Charged, Payment, PaymentState, Receipt, Refusal, Retry};
+use farebox_core::{Answer, Charged, Delivery, Payment, PaymentState, Receipt, Refusal, Retry};
 use farebox_wire::x402::SettlementResponse;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tracing::warn;
@@ -56,6 +56,12 @@ async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body>
         let refusal = Refusal::payment(code.clone(), "this authorization was refused on its network; sign a new one");
         return desk.rebill(&refusal, Some(&not_charged(payment, &code)));
     };
+    if payment.delivery == Delivery::Pending {
+        let detail =
+            "this payment was charged and the upstream failed it too often; it is in the books as owed: ask the seller";
+        let refusal = Refusal { charged: Charged::Yes, ..Refusal::new(409, "delivery_owed", detail) };
+        return desk.refuse(&refusal, Some(&charged(&receipt)));
+    }
     match till.ledger.answer(payment.id, till.clock.now()).await {
         Ok(Some(answer)) => match kept(answer) {
             Ok(response) => desk.paid(response, receipt.payment, &charged(&receipt)),

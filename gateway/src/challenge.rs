@@ -192,6 +192,10 @@ impl Desk {
         let headers = response.headers_mut();
         // Ours to say: an upstream that names these is confused or hostile.
         headers.remove(PAYMENT_REQUIRED);
+        // What shared caches obey before Cache-Control.
+        for name in ["cdn-cache-control", "surrogate-control"] {
+            headers.remove(name);
+        }
         let cacheable = headers.get_all(CACHE_CONTROL).iter().all(|value| {
             let value = value.as_bytes().to_ascii_lowercase();
             ![&b"no-store"[..], b"private"].iter().any(|word| value.windows(word.len()).any(|part| part == *word))

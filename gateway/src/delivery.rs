@@ -41,6 +41,15 @@ impl Hold {
         self.open = None;
     }
 
+    /// The caller left with a part of the answer, which counts as delivered.
+    fn left(mut self) {
+        let (Some((till, payment)), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let delivered = PaymentEvent::Delivered { answer: None };
+        runtime.spawn(async move { end_in_books(&till, payment, delivered).await });
+    }
+
     /// Records the delivery; when the future is ready with `Ok`, that is durable.
     async fn deliver(mut self, answer: Option<Answer>) -> Result<(), RecordError> {
         let Some((till, payment)) = self.open.take() else { return Ok(()) };
@@ -94,6 +103,8 @@ pub(crate) struct DeliveryBody {
     remaining: Option<u64>,
     kept: Kept,
     stage: Stage,
+    /// Whether the caller has had any of it.
+    begun: bool,
 }
 
 type Recording = Pin<Box<dyn Future<Output = Result<(), RecordError>> + Send>>;
@@ -129,6 +140,7 @@ impl DeliveryBody {
             },
             upstream,
             stage: Stage::Streaming(hold),
+            begun: false,
         }
     }
 
@@ -192,7 +204,10 @@ impl http_body::Body for DeliveryBody {
             match &mut this.stage {
                 Stage::Streaming(_) => match ready!(Pin::new(&mut this.upstream).poll_frame(context)) {
                     Some(Ok(frame)) if this.note(&frame) => this.record(Some(frame)),
-                    Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
+                    Some(Ok(frame)) => {
+                        this.begun = true;
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
                     Some(Err(error)) => {
                         this.stage = Stage::Over;
                         return Poll::Ready(Some(Err(error.into())));
@@ -223,6 +238,18 @@ impl http_body::Body for DeliveryBody {
             _ => 0,
         };
         self.remaining.map_or_else(SizeHint::default, |remaining| SizeHint::with_exact(remaining + held))
+    }
+}
+
+/// A caller who leaves in mid-stream has had what was sent. Were the payment good for another run, one charge would buy as many
+/// streams as a caller likes to cut off just before the end.
+impl Drop for DeliveryBody {
+    fn drop(&mut self) {
+        if let Stage::Streaming(hold) = std::mem::replace(&mut self.stage, Stage::Over)
+            && self.begun
+        {
+            hold.left();
+        }
     }
 }
 

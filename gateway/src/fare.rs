@@ -122,12 +122,14 @@ impl Fare {
                 return self.desk.refuse(&refusal, None);
             }
         };
-        if caller.is_closed() {
+        let last_words = served.last_words();
+        let held = last_words.is_none();
+        // A whole answer is charged and kept: whoever hangs up just before it comes has had the upstream's work, and gets the answer
+        // by sending the same again. A stream could not be had again.
+        if held && caller.is_closed() {
             self.release("caller_gone").await;
             return Response::default();
         }
-        let last_words = served.last_words();
-        let held = last_words.is_none();
         match self.charge(last_words).await {
             Ok(receipt) => self.deliver(served, &receipt, hold, held),
             Err(response) => response,

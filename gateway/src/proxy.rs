@@ -85,6 +85,15 @@ fn route(shared: &Shared, peer: &Arc<Peer>, request: &mut Request<Incoming>) -> 
     if request.method() == Method::CONNECT {
         return Err(Refusal::new(501, "connect_not_supported", "CONNECT is not proxied; send requests for paths"));
     }
+    // Methods are case-sensitive, and yet there are upstreams that take `get` for GET: with `GET /x` paid and `ANY /*` free it
+    // would be had for nothing.
+    if request.method().as_str().bytes().any(|byte| !byte.is_ascii_uppercase() && byte != b'-' && byte != b'_') {
+        return Err(Refusal::new(
+            501,
+            "method_not_supported",
+            "a method is written in upper-case letters, such as GET",
+        ));
+    }
     let trusted = &shared.config.trusted_proxies;
     let client = ClientInfo::read(peer, request.version(), request.uri(), request.headers(), trusted)?;
     let found = if request.method() == Method::OPTIONS {

@@ -548,7 +548,7 @@ async fn garbage_is_a_400_with_a_fresh_bill_and_nothing_is_claimed() {
 }
 
 #[tokio::test]
-async fn a_caller_who_hangs_up_before_settlement_is_not_charged() {
+async fn a_caller_who_hangs_up_just_before_the_answer_gets_it_by_sending_the_same_again() {
     let (reached, mut at_upstream) = tokio::sync::mpsc::channel(1);
     let (go, gate) = tokio::sync::watch::channel(false);
     let address = upstream(move |_| {
@@ -561,7 +561,8 @@ async fn a_caller_who_hangs_up_before_settlement_is_not_charged() {
     })
     .await;
     let shop = Shop::open(SettleWhen::BeforeResponse, format!("http://{address}")).await;
-    let (name, value) = shop.sign("/paid/x", 1).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    let (name, value) = credential.clone();
     let request = tokio::spawn(shop.client.get(shop.gateway.url("/paid/x")).header(name, value).send());
     patiently(at_upstream.recv()).await.unwrap();
     request.abort();
@@ -569,8 +570,11 @@ async fn a_caller_who_hangs_up_before_settlement_is_not_charged() {
     // The gateway sees the closed connection before it sees the upstream's answer.
     tokio::time::sleep(Duration::from_millis(100)).await;
     go.send(true).unwrap();
-    shop.until(PaymentState::Void).await;
-    assert_eq!(shop.rail.charged().len(), 0);
+    shop.until(PaymentState::Settled).await;
+    let (name, value) = credential;
+    let again = shop.get("/paid/x", Some(&(name, value))).await;
+    assert_eq!((again.status, again.body.as_str()), (200, "late"));
+    assert_eq!(shop.rail.charged().len(), 1);
 }
 
 #[tokio::test]
@@ -583,6 +587,71 @@ async fn a_reorganisation_puts_revenue_in_doubt_until_it_is_mined_again() {
     shop.rail.resolve_next(SettleWith::Refused("invalid_exact_evm_transaction_failed"));
     shop.rail.reorganise(&payment.proof);
     shop.until(PaymentState::Refused).await;
+}
+
+/// A caller who cuts a stream off just before its end has had the stream, and gets no second one for the same money.
+#[tokio::test]
+async fn a_stream_cut_off_by_its_caller_is_not_run_again() {
+    let (_go, gate) = tokio::sync::watch::channel(false);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let address = upstream(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        let gate = gate.clone();
+        async move {
+            http::Response::new(async_stream(move |n| {
+                let mut gate = gate.clone();
+                async move {
+                    if n > 0 {
+                        gate.wait_for(|open| *open).await.ok()?;
+                    }
+                    Some("data: all there is\n\n")
+                }
+            }))
+        }
+    })
+    .await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, format!("http://{address}")).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    let request = shop.client.get(shop.gateway.url("/paid/x")).header(credential.0.clone(), credential.1.clone());
+    let mut response = request.send().await.unwrap();
+    patiently(response.chunk()).await.unwrap().unwrap();
+    drop(response);
+    patiently(async {
+        while shop.state() != (PaymentState::Settled, Delivery::Delivered) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    shop.get("/paid/x", Some(&credential)).await.check(409, "already_delivered", "never", "true");
+    assert_eq!((calls.load(Ordering::SeqCst), shop.rail.charged().len()), (1, 1));
+}
+
+/// An outage of the upstream uses no payment up.
+#[tokio::test]
+async fn a_charged_payment_outlives_many_failures_of_the_upstream() {
+    let (url, _) = saying("HTTP/1.1 503 no\r\ncontent-length: 0\r\n\r\n").await;
+    let shop = Shop::open(SettleWhen::BeforeUpstream, url).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    for _ in 0..20 {
+        let got = shop.get("/paid/x", Some(&credential)).await;
+        assert_eq!((got.status, got.problem()["retry"].as_str()), (502, Some("same_proof")), "{got:?}");
+    }
+    let (better, _) = counting().await;
+    let shop = Shop { upstream: better, ..shop }.restart("2").await;
+    assert_eq!(shop.get("/paid/x", Some(&credential)).await.body, "ok 1");
+    assert_eq!(shop.rail.charged().len(), 1);
+}
+
+#[tokio::test]
+async fn a_method_in_small_letters_is_no_way_around_the_till() {
+    let (url, calls) = counting().await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, url).await;
+    for method in ["get", "Get", "gET"] {
+        let got = shop.send(Method::from_bytes(method.as_bytes()).unwrap(), "/paid/x", http::HeaderMap::new()).await;
+        assert_eq!((got.status, got.problem()["code"].as_str()), (501, Some("method_not_supported")));
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
 }
 
 /// The whole way with the books failing, or the process dying, at every single operation: whatever happens, the same bytes sent

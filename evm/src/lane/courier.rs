@@ -27,7 +27,7 @@ pub(super) enum Report {
     /// A node wants more for it.
     Underpriced { nonce: u64, hash: B256 },
     /// How many transactions the chain has of the relayer.
-    Surveyed { mined: u64 },
+    Surveyed { mined: Option<u64> },
     /// The nonce was used, and by none of these transactions as far as the node says.
     Displaced { nonce: u64 },
 }
@@ -116,7 +116,10 @@ impl Courier {
 
     /// Asks how far the chain is, and what became of transactions whose nonces are used.
     pub(super) async fn survey(self: Arc<Self>, relayer: alloy::primitives::Address) {
-        let Ok(mined) = self.node.mined_nonce(relayer).await else { return };
+        // Told on every way out: the lane starts no second survey before it hears of the first.
+        let Ok(mined) = self.node.mined_nonce(relayer).await else {
+            return self.report(Report::Surveyed { mined: None }).await;
+        };
         let past: Vec<(u64, Vec<B256>)> =
             self.watched.lock().range(..mined).map(|(nonce, watched)| (*nonce, watched.hashes.clone())).collect();
         let hashes: Vec<B256> = past.iter().flat_map(|(_, hashes)| hashes.iter().copied()).collect();
@@ -129,7 +132,7 @@ impl Courier {
                 }
             }
         }
-        self.report(Report::Surveyed { mined }).await;
+        self.report(Report::Surveyed { mined: Some(mined) }).await;
     }
 
     pub(super) fn watch(&self, nonce: u64, hash: B256, slot: Option<Arc<Slot>>) {

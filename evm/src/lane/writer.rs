@@ -361,7 +361,9 @@ impl Writer {
             }
             Report::Surveyed { mined } => {
                 self.surveying = false;
-                self.surveyed(mined).await;
+                if let Some(mined) = mined {
+                    self.surveyed(mined).await;
+                }
             }
             Report::Displaced { nonce } => self.displaced(nonce),
         }
