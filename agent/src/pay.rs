@@ -173,6 +173,12 @@ impl Agent {
                     return Err(self.unserved(held, entry, attempts, last, charged, receipt).await?);
                 }
                 Presented::Spent { reason, transaction } => {
+                    // Noted as charged now, so that the time for another delivery runs out and the same request can be bought anew.
+                    if !matches!(entry.current.standing, Standing::Charged { .. }) {
+                        let (at, transaction) = (self.parts.clock.now(), transaction.clone());
+                        entry.current.standing = Standing::Charged { at, transaction, payment: None };
+                        held.store(&entry).await?;
+                    }
                     return Err(FetchError::ChargedNotDelivered { reason, transaction });
                 }
                 // "Not charged" of something that was answered as charged before: the money is gone all the same.
