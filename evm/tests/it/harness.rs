@@ -236,6 +236,7 @@ pub(crate) struct World {
 
 pub(crate) fn config(url: &str, change: impl FnOnce(&mut ChainConfig)) -> ChainConfig {
     let limits = ChainLimits {
+        max_timeout_s: 60,
         bump_after: Duration::from_secs(1),
         gas_per_day_max: 100 * farebox_evm::ETHER,
         ..ChainLimits::default()

@@ -7,6 +7,7 @@
 )]
 
 mod harness;
+mod hostile;
 mod lane;
 mod proxy;
 mod settle;
