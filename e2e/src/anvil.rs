@@ -198,7 +198,13 @@ fn provider(url: &str, account: Option<&Account>) -> Result<DynProvider> {
     let client = web::http_client()?;
     let url = url.parse().context("a URL")?;
     let provider = match account {
+        // Nonces are asked for each time: the recommended filler counts one as used although the transaction was never sent, when its
+        // gas could not be estimated, and every later one then waits for ever.
         Some(account) => ProviderBuilder::new()
+            .disable_recommended_fillers()
+            .with_simple_nonce_management()
+            .with_gas_estimation()
+            .with_chain_id(CHAIN_ID)
             .wallet(EthereumWallet::from(account.signer.clone()))
             .connect_reqwest(client, url)
             .erased(),

@@ -318,8 +318,10 @@ async fn half_a_minute_of_clock_skew_is_borne_either_way() {
     let gate = Gate::open(&["--block-time", "1"]).await;
     let terms = gate.bill().await;
     let (slow, fast) = (gate.authorization("slow"), gate.authorization("fast"));
-    let slow = Authorization { valid_after: now_s() - 30, valid_before: now_s() - 30 + 60, ..slow };
-    let fast = Authorization { valid_after: now_s() + 29, valid_before: now_s() + 29 + 60, ..fast };
+    // As a client signs: as long as the bill says, by its own clock.
+    let lives = terms["accepts"][0]["maxTimeoutSeconds"].as_u64().unwrap();
+    let slow = Authorization { valid_after: now_s() - 30, valid_before: now_s() - 30 + lives, ..slow };
+    let fast = Authorization { valid_after: now_s() + 29, valid_before: now_s() + 29 + lives, ..fast };
     let pay = async |authorization: Authorization| {
         let signature = authorization.sign(&gate.payer).await.unwrap();
         let payment = payment(&terms, &authorization, &signature);

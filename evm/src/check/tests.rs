@@ -40,7 +40,7 @@ fn chain() -> ChainConfig {
         }],
         pay_to: SELLER.parse().unwrap(),
         relayer: EvmKey::from_hex(KEY).unwrap(),
-        limits: ChainLimits::default(),
+        limits: limits(),
     }
 }
 
@@ -50,7 +50,7 @@ fn offer_in(token: &Token) -> Offer {
 
 fn run(tokens: &[Token], credential: &Credential, now_s: u64) -> Result<Checked, Rejected> {
     let offers: Vec<_> = tokens.iter().map(offer_in).collect();
-    let limits = ChainLimits::default();
+    let limits = limits();
     let find = |asset: &AssetId| tokens.iter().find(|t| t.asset == *asset).map(|t| (t, &limits));
     check(credential, &offers, Timestamp::from_unix_s(now_s), find)
 }
@@ -75,6 +75,11 @@ fn signed(change: impl FnOnce(&mut TransferAuthorization)) -> X402Credential {
 
 fn with_signature(x402: &X402Credential, signature: Vec<u8>) -> Credential {
     Credential::X402(X402Credential::new(x402.version, x402.accepted.clone(), x402.authorization.clone(), signature))
+}
+
+/// What the recorded payments were offered.
+fn limits() -> ChainLimits {
+    ChainLimits { max_timeout_s: 60, ..ChainLimits::default() }
 }
 
 #[test]
@@ -159,7 +164,7 @@ fn a_check_costs_less_than_150_microseconds() {
     let credential = Credential::X402(signed(|_| ()));
     let tokens = [token(USDC, "USDC")];
     let offers = [offer_in(&tokens[0])];
-    let limits = ChainLimits::default();
+    let limits = limits();
     let mut costs: Vec<_> = (0..300)
         .map(|_| {
             let started = tokio::time::Instant::now();
