@@ -90,6 +90,8 @@ pub struct AssetId {
     kind: Arc<str>,
 }
 
+const NATIVE: &str = "slip44:60";
+
 /// Why a text is no [`AssetId`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("expected a CAIP-19 asset such as eip155:8453/erc20:0x833589fcd6edb6e08f4c7c32d4f71b54bda02913, found {found}")]
@@ -103,6 +105,18 @@ impl AssetId {
     #[must_use]
     pub fn erc20(network: Network, address: crate::EvmAddress) -> Self {
         Self { network, kind: format!("erc20:{address:x}").into() }
+    }
+
+    /// The coin that pays for gas on `network`. Every EVM chain's is named by SLIP-44's 60, so that one coin has one name here.
+    #[must_use]
+    pub fn native(network: Network) -> Self {
+        Self { network, kind: NATIVE.into() }
+    }
+
+    /// Whether it is the network's own coin.
+    #[must_use]
+    pub fn is_native(&self) -> bool {
+        &*self.kind == NATIVE
     }
 
     /// The network the asset lives on.

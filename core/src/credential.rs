@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Network, Untrusted};
+use crate::{Network, RailName, TransferCredential, Untrusted};
 
 /// A credential of any rail, as parsed from a request's headers. Nothing about it has been checked but its form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,14 +13,26 @@ use crate::{Network, Untrusted};
 pub enum Credential {
     /// x402, version 1 or 2.
     X402(X402Credential),
+    /// A transfer, claimed by its hash.
+    Transfer(TransferCredential),
 }
 
 impl Credential {
+    /// Which rail it is for.
+    #[must_use]
+    pub const fn rail(&self) -> RailName {
+        match self {
+            Self::X402(_) => RailName::X402,
+            Self::Transfer(_) => RailName::Transfer,
+        }
+    }
+
     /// The digest by which a repeat of this credential is recognised.
     #[must_use]
     pub const fn digest(&self) -> CredentialDigest {
         match self {
             Self::X402(x402) => x402.digest,
+            Self::Transfer(transfer) => transfer.digest,
         }
     }
 }
@@ -222,27 +234,27 @@ fn fixed_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-mod hex_32 {
+pub(crate) mod hex_32 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("0x{}", hex::encode(bytes)))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
         super::fixed_hex(&String::deserialize(deserializer)?)
             .ok_or_else(|| D::Error::custom("expected 32 bytes in hex"))
     }
 }
 
-mod hex_bytes {
+pub(crate) mod hex_bytes {
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("0x{}", hex::encode(bytes)))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         hex::decode(text.strip_prefix("0x").unwrap_or(&text)).map_err(D::Error::custom)
     }

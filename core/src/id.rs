@@ -111,6 +111,28 @@ name! {
     /// lower case. Two credentials that could move the same money have the same proof id, whatever their bytes.
     ProofId
 }
+impl ProofId {
+    /// One transfer of one transaction: `transfer:<network>:<transaction>:<position>`. `position` counts the logs of the
+    /// transaction's own receipt from 0; unlike the block-wide `logIndex` no reorganisation moves it. `None` is the transaction's own
+    /// value, for the native coin.
+    #[must_use]
+    pub fn transfer(network: &crate::Network, transaction: &TransactionId, position: Option<u32>) -> Self {
+        let position = position.map_or_else(|| "native".to_owned(), |position| position.to_string());
+        Self::new(format!("transfer:{network}:{transaction}:{position}"))
+    }
+
+    /// The position that [`ProofId::transfer`] put in, if there is one.
+    #[must_use]
+    pub fn transfer_position(&self) -> Option<u32> {
+        self.0.strip_prefix("transfer:")?.rsplit(':').next()?.parse().ok()
+    }
+}
+
+name! {
+    /// One request with a credential, as books, logs and the answer's `Farebox-Request-Id` name it: `req_` and 26 characters of
+    /// lower-case ULID.
+    RequestId
+}
 name! {
     /// A transaction by its network's own name for it: for EVM `0x` and 64 lower-case hex digits.
     TransactionId
@@ -131,6 +153,13 @@ name! {
 }
 
 impl CallerId {
+    /// The payer, where the credential itself proves that the caller is.
+    #[must_use]
+    pub fn from_payer(payer: &crate::Payer) -> Self {
+        let payer = payer.as_str().to_ascii_lowercase();
+        Self(hex::encode(crate::CredentialDigest::of(&[b"payer", payer.as_bytes()]).as_bytes()).into())
+    }
+
     /// The caller that sent this `Idempotency-Key`.
     #[must_use]
     pub fn from_key(key: &[u8]) -> Self {

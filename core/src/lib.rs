@@ -5,6 +5,7 @@
 
 mod answer;
 mod asset;
+mod audit;
 mod credential;
 mod id;
 mod money;
@@ -16,22 +17,25 @@ mod refusal;
 mod tariff;
 mod text;
 mod time;
+mod transfer;
 
 pub use answer::{Answer, AnswerHeader};
 pub use asset::{AssetId, AssetIdError, Network, NetworkError};
+pub use audit::{AuditEntry, AuditLine, AuditOutcome, AuditProblem, AuditSubject, verify_audit};
 pub use credential::{
     AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, TransferAuthorization,
     X402Credential, X402Version,
 };
-pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RouteId, TransactionId};
+pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RequestId, RouteId, TransactionId};
 pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
-pub use offer::{Challenge, Offer, Payer, RailName, Resource};
+pub use offer::{Challenge, Finality, NetworkFee, Offer, Payer, RailName, Resource};
 pub use payment::{
-    Binding, BlockRef, Claim, Claimed, Contest, Delivery, IllegalEvent, Payment, PaymentEvent, PaymentState, Permit,
-    StoredTransaction, TransactionFate,
+    Arrived, ArrivedFor, Binding, BlockRef, Claim, Claimed, Contest, Delivery, IllegalEvent, Payment, PaymentEvent,
+    PaymentState, Permit, StoredTransaction, TransactionFate,
 };
 pub use receipt::Receipt;
 pub use refusal::{Charged, Refusal, Retry};
-pub use tariff::{Access, SettleWhen, Tariff};
+pub use tariff::{Access, FeeTerms, LiveOffers, OfferBoard, SettleWhen, Tariff};
 pub use text::Untrusted;
 pub use time::Timestamp;
+pub use transfer::{PaymentCode, TransferCredential};

@@ -12,6 +12,8 @@ use crate::{Amount, Network, Refusal};
 pub enum RailName {
     /// x402.
     X402,
+    /// An ordinary on-chain transfer, claimed by its hash.
+    Transfer,
 }
 
 impl RailName {
@@ -20,8 +22,12 @@ impl RailName {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::X402 => "x402",
+            Self::Transfer => "transfer",
         }
     }
+
+    /// Every rail, in the order in which they are offered unless the config says otherwise.
+    pub const ALL: [Self; 2] = [Self::X402, Self::Transfer];
 }
 
 impl fmt::Display for RailName {
@@ -45,8 +51,93 @@ pub struct Offer {
     pub pay_to: Arc<str>,
     /// How long the payer has, seconds, 1 or more.
     pub max_timeout_s: u64,
-    /// Scheme data, a JSON object: for EIP-3009 {name, version} of the token's EIP-712 domain, read from the chain.
+    /// Scheme data, a JSON object: for EIP-3009 {name, version} of the token's EIP-712 domain, read from the chain; for a transfer
+    /// {symbol, decimals}.
     pub extra: serde_json::Map<String, serde_json::Value>,
+    /// What makes a payment of this offer final.
+    #[serde(default)]
+    pub finality: Finality,
+    /// What part the network's fee has in it. Says nothing of what is owed, so two offers that differ in it alone are one offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_fee: Option<NetworkFee>,
+}
+
+/// The network's fee, as a bill tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkFee {
+    /// The seller pays the gas: so many of the amount's units are for that.
+    Included(u128),
+    /// The seller pays the gas out of the amount, and has not added it: about so many of the amount's units.
+    Absorbed(u128),
+    /// The payer pays the gas, beside the amount: about so many wei.
+    OnTop(u128),
+}
+
+/// When a payment counts: so many blocks, the one with the transfer included, or the chain's own word for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "FinalityLiteral", into = "FinalityLiteral")]
+pub enum Finality {
+    /// Head minus block plus one is at least this; 1 or more.
+    Blocks(u64),
+    /// The block is at or below the one that the node calls `safe`.
+    Safe,
+    /// The block is at or below the one that the node calls `finalized`.
+    Finalized,
+}
+
+impl Default for Finality {
+    fn default() -> Self {
+        Self::Blocks(1)
+    }
+}
+
+impl fmt::Display for Finality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocks(blocks) => blocks.fmt(f),
+            Self::Safe => f.write_str("safe"),
+            Self::Finalized => f.write_str("finalized"),
+        }
+    }
+}
+
+/// A number, or one of the words `safe` and `finalized`: as configs, bills and books spell it.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum FinalityLiteral {
+    Blocks(u64),
+    Tag(FinalityTag),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FinalityTag {
+    Safe,
+    Finalized,
+}
+
+impl From<Finality> for FinalityLiteral {
+    fn from(finality: Finality) -> Self {
+        match finality {
+            Finality::Blocks(blocks) => Self::Blocks(blocks),
+            Finality::Safe => Self::Tag(FinalityTag::Safe),
+            Finality::Finalized => Self::Tag(FinalityTag::Finalized),
+        }
+    }
+}
+
+impl TryFrom<FinalityLiteral> for Finality {
+    type Error = &'static str;
+
+    fn try_from(literal: FinalityLiteral) -> Result<Self, Self::Error> {
+        match literal {
+            FinalityLiteral::Blocks(0) => Err("expected 1 block or more"),
+            FinalityLiteral::Blocks(blocks) => Ok(Self::Blocks(blocks)),
+            FinalityLiteral::Tag(FinalityTag::Safe) => Ok(Self::Safe),
+            FinalityLiteral::Tag(FinalityTag::Finalized) => Ok(Self::Finalized),
+        }
+    }
 }
 
 impl Offer {

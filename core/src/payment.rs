@@ -8,8 +8,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Amount, Answer, CallerId, Credential, CredentialDigest, InstanceId, LaneKey, Payer, PaymentId, ProofId, RailName,
-    Receipt, RouteId, Timestamp, TransactionId,
+    Amount, Answer, CallerId, Credential, CredentialDigest, Finality, InstanceId, LaneKey, Payer, PaymentId, ProofId,
+    RailName, Receipt, RequestId, RouteId, Timestamp, TransactionId,
 };
 
 /// How often one settled payment may run the upstream before it is left to a person. A run that delivers is the last one; others are
@@ -60,6 +60,8 @@ pub enum Delivery {
     Pending,
     /// The last byte was handed to the connection.
     Delivered,
+    /// Nothing is to be delivered: the money came too late for its bill, and the whole of it is the payer's credit.
+    Credited,
 }
 
 /// What a proof was first used for, and so the only thing it is good for. Source: wire page x402, "resource is optional and
@@ -115,6 +117,14 @@ pub struct Payment {
     pub block: Option<BlockRef>,
     /// Whether the payer has had the answer.
     pub delivery: Delivery,
+    /// Units of the amount's asset that are the payer's credit while this is settled: what came beside the price, or all of it.
+    pub credit: u128,
+    /// What makes it final.
+    pub finality: Finality,
+    /// A reorganisation undid it after it was settled, and it is not settled again.
+    pub reversed: bool,
+    /// The request that claimed it last.
+    pub request: RequestId,
     /// How many times the upstream was let run for it.
     pub runs: u32,
     /// When the payer's authorization ends by itself.
@@ -150,12 +160,43 @@ pub struct Claim {
     pub pay_to: Arc<str>,
     /// When the authorization ends by itself.
     pub valid_until: Timestamp,
+    /// What makes it final.
+    pub finality: Finality,
+    /// The money, if it is there already.
+    pub arrived: Option<Arrived>,
+    /// The request that claims.
+    pub request: RequestId,
     /// The claiming process.
     pub holder: InstanceId,
     /// How long the claim is held without a sign of life: longer than the longest request.
     pub lease: Duration,
     /// Now.
     pub now: Timestamp,
+}
+
+/// Money that was there before the claim: a transfer that the payer made, mined with the finality asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// The transaction that moved it.
+    pub transaction: TransactionId,
+    /// Where that was mined.
+    pub block: BlockRef,
+    /// How many units came; at least the claim's amount unless it is for credit.
+    pub units: u128,
+    /// What it is for.
+    pub purpose: ArrivedFor,
+}
+
+/// What money that arrived is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ArrivedFor {
+    /// The request; what is over the amount is credit.
+    Delivery,
+    /// The payer's credit, all of it.
+    Credit {
+        /// Why, as a stable code: `paid_too_late`, `quote_expired`.
+        code: Cow<'static, str>,
+    },
 }
 
 /// The right to run the upstream once for a payment. Only a ledger gives it; it cannot be copied.
@@ -221,8 +262,10 @@ pub enum PaymentEvent {
         /// Its hash.
         transaction: TransactionId,
     },
-    /// Nobody knows (any more). `Settling | Settled -> InDoubt`.
+    /// Nobody knows. `Settling | Settled -> InDoubt`.
     Doubted,
+    /// A reorganisation removed the block: the revenue is taken back until the money is there again. `Settled -> InDoubt`.
+    Reversed,
     /// The money moved. `Settling | InDoubt | Settled -> Settled`.
     Settled {
         /// The transaction that moved it, which need not be ours.
@@ -260,7 +303,7 @@ impl Payment {
     /// The row a first claim makes.
     #[must_use]
     pub fn first(claim: Claim) -> Self {
-        Self {
+        let mut payment = Self {
             id: claim.id,
             proof: claim.proof,
             credential: claim.credential,
@@ -274,12 +317,36 @@ impl Payment {
             transaction: None,
             block: None,
             delivery: Delivery::Pending,
+            credit: 0,
+            finality: claim.finality,
+            reversed: false,
+            request: claim.request,
             runs: 1,
             valid_until: claim.valid_until,
             created_at: claim.now,
             updated_at: claim.now,
             lease_until: claim.now.plus(claim.lease),
             holder: Some(claim.holder),
+        };
+        if let Some(arrived) = claim.arrived {
+            payment.arrive(arrived);
+        }
+        payment
+    }
+
+    fn arrive(&mut self, arrived: Arrived) {
+        self.state = PaymentState::Settled;
+        self.transaction = Some(arrived.transaction);
+        self.block = Some(arrived.block);
+        match arrived.purpose {
+            ArrivedFor::Delivery => self.credit = arrived.units.saturating_sub(self.amount.units),
+            ArrivedFor::Credit { code } => {
+                self.credit = arrived.units;
+                self.amount.units = arrived.units;
+                self.delivery = Delivery::Credited;
+                self.reason = Some(code);
+                self.holder = None;
+            }
         }
     }
 
@@ -299,6 +366,8 @@ impl Payment {
             network: self.amount.asset.network().clone(),
             payer: self.payer.clone(),
             amount: self.amount.clone(),
+            position: self.proof.transfer_position(),
+            credit: self.credit,
         })
     }
 
@@ -335,7 +404,7 @@ impl Payment {
         }
         let held = self.holder.is_some() && now < self.lease_until;
         match (self.state, self.delivery) {
-            (S::Refused, _) | (S::Settled, Delivery::Delivered) => Decision::Replayed,
+            (S::Refused, _) | (S::Settled, Delivery::Delivered | Delivery::Credited) => Decision::Replayed,
             (S::Settled, Delivery::Pending) if held => Decision::Busy,
             (S::Settled, Delivery::Pending) if self.runs >= RUNS_MAX => Decision::Replayed,
             // Claimed by a process that died: no transaction was stored, so starting over charges once.
@@ -350,6 +419,7 @@ impl Payment {
         self.lease_until = claim.now.plus(claim.lease);
         self.updated_at = claim.now;
         self.runs = self.runs.saturating_add(1);
+        self.request = claim.request.clone();
         self
     }
 
@@ -367,11 +437,19 @@ impl Payment {
             (S::Claimed, E::SettlementStarted { transaction }) if ours => self.settling(transaction),
             (S::Settling | S::InDoubt, E::SettlementStarted { transaction }) => self.settling(transaction),
             (S::Settling | S::Settled, E::Doubted) => self.state = S::InDoubt,
+            (S::Settled, E::Reversed) => {
+                self.state = S::InDoubt;
+                self.reversed = true;
+            }
             // A late `Doubted` of a row already in doubt says nothing new.
             (S::InDoubt, E::Doubted) => {}
             (S::Settling | S::InDoubt | S::Settled, E::Settled { transaction, block }) => {
                 self.state = S::Settled;
-                self.reason = None;
+                self.reversed = false;
+                // Why a credit is one stays true.
+                if self.delivery != Delivery::Credited {
+                    self.reason = None;
+                }
                 self.transaction = Some(transaction.clone());
                 self.block = Some(*block);
             }
@@ -422,6 +500,7 @@ impl PaymentEvent {
             Self::LeaseExpired => "lease_expired",
             Self::SettlementStarted { .. } => "settlement_started",
             Self::Doubted => "doubted",
+            Self::Reversed => "reversed",
             Self::Settled { .. } => "settled",
             Self::Refused { .. } => "refused",
             Self::Delivered { .. } => "delivered",

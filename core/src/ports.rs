@@ -1,13 +1,14 @@
 //! The ports: what the gateway and the agent know of rails, ledgers, wallets, clocks and randomness. The binary alone knows
 //! who stands behind them.
 
-use std::{borrow::Cow, error::Error, fmt};
+use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::{
-    Amount, Answer, Binding, BlockRef, Claim, Claimed, Credential, CredentialDigest, EvmAddress, IllegalEvent, LaneKey,
-    Network, Offer, Payer, Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, RouteId,
+    Amount, Answer, Arrived, ArrivedFor, AuditEntry, AuditLine, Binding, BlockRef, Claim, Claimed, Credential,
+    CredentialDigest, EvmAddress, Finality, IllegalEvent, InstanceId, LaneKey, Network, Offer, Payer, Payment,
+    PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, Refusal, RequestId, RouteId,
     StoredTransaction, Timestamp, TransactionFate, TransactionId,
 };
 
@@ -32,24 +33,37 @@ pub trait Rail: fmt::Debug + Send + Sync {
     /// Which rail this is.
     fn name(&self) -> RailName;
 
-    /// Every way in which this rail takes `price`, in order of preference. Computed once at start.
+    /// Every way in which this rail takes `price` now, in order of preference. Asked at start, and again now and then: rates and network
+    /// fees move.
     ///
     /// # Errors
     /// [`OfferError`] if an asset cannot express the price exactly or no configured asset fits.
     fn offers(&self, price: &Price) -> Result<Vec<Offer>, OfferError>;
 
-    /// Checks all that needs no IO, cheapest first: form, terms against `offers`, times, and a key's signature.
+    /// What must hold before the books say anything of a credential. Nothing for a rail whose digest covers all that authorises,
+    /// the signature included: the books know such a credential or they do not. A rail that finds payments by less proves here that
+    /// the caller is the payer, and gives what it checked, so that nothing is checked twice.
+    ///
+    /// # Errors
+    /// As [`Rail::verify`].
+    async fn authenticate(&self, presented: &Presented<'_>) -> Result<Option<Checked>, VerifyError> {
+        let _ = presented;
+        Ok(None)
+    }
+
+    /// Checks all that needs no IO, cheapest first: form, terms against the offers, times, and a key's signature.
     ///
     /// # Errors
     /// [`Rejected`] on the first check that fails.
-    fn check(&self, credential: &Credential, offers: &[Offer], now: Timestamp) -> Result<Checked, Rejected>;
+    fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected>;
 
-    /// Checks what only the chain knows: a contract wallet's signature, nonce, balance, and that the settlement would succeed.
+    /// Checks what only the chain knows: a contract wallet's signature, nonce, balance, and that the settlement would succeed; or that
+    /// the money has come.
     ///
     /// # Errors
-    /// [`VerifyError::Rejected`] only if the chain said no; whatever could not be found out is
+    /// [`VerifyError::Rejected`] and [`VerifyError::Refused`] only if the chain said no; whatever could not be found out is
     /// [`VerifyError::Unavailable`].
-    async fn verify(&self, checked: &Checked) -> Result<(), VerifyError>;
+    async fn verify(&self, checked: &Checked, lookups: &dyn Lookups) -> Result<Verified, VerifyError>;
 
     /// Moves the money of a claimed payment. The signed transaction is in the [`TransactionStore`] before it is broadcast.
     /// A dropped future leaves a payment in `Claimed` or `Settling`, for [`Rail::resolve`].
@@ -59,15 +73,93 @@ pub trait Rail: fmt::Debug + Send + Sync {
     /// transactions again, never signs for a payment that may already be charged.
     async fn resolve(&self, payment: &Payment) -> Settlement;
 
-    /// For each network of this rail, the lowest block that a reorganisation could still undo: payments mined there or above
-    /// are looked at again. Networks whose head could not be read are left out. Empty for a rail without blocks.
-    async fn revocable(&self) -> Vec<(Network, u64)>;
+    /// For each network of this rail, the blocks that a reorganisation could still undo, followed to the newest head with about one
+    /// question a block. Networks whose head could not be read are left out. Empty for a rail without blocks.
+    async fn windows(&self) -> Vec<ChainWindow>;
 
-    /// Whether the chain still has this block at this height.
+    /// Whether the chain still has this block at this height: every source is asked.
     ///
     /// # Errors
-    /// The chain could not be asked, or disagrees with itself; never taken for [`Canonical::Gone`].
+    /// The chain could not be asked, or its sources disagree; never taken for [`Canonical::Gone`].
     async fn is_canonical(&self, network: &Network, block: &BlockRef) -> Result<Canonical, BoxError>;
+
+    /// What a payment on `network` must wait for whose payer has had one undone by a reorganisation.
+    fn deepest(&self, network: &Network) -> Finality;
+}
+
+/// A credential as it was presented, and all that it may be checked against without IO.
+#[derive(Clone, Copy, Debug)]
+pub struct Presented<'a> {
+    /// The credential.
+    pub credential: &'a Credential,
+    /// The route that it is for.
+    pub route: &'a RouteId,
+    /// The request's method.
+    pub method: &'a str,
+    /// The request's public URL, as a bill for it names it.
+    pub url: &'a str,
+    /// What the route is offered for.
+    pub offers: &'a [Offer],
+    /// Now.
+    pub now: Timestamp,
+    /// What the caller may make us ask.
+    pub lookups: &'a dyn Lookups,
+}
+
+/// How many questions to a chain one caller may still cause by naming things that nobody has vouched for.
+pub trait Lookups: fmt::Debug + Send + Sync {
+    /// Takes one.
+    ///
+    /// # Errors
+    /// There is none left.
+    fn take(&self) -> Result<(), NoLookup>;
+}
+
+/// A caller has caused too many questions lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoLookup {
+    /// When there is one again, seconds.
+    pub retry_after_s: u32,
+}
+
+/// The blocks at the end of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainWindow {
+    /// Which chain.
+    pub network: Network,
+    /// Every block from the lowest that can still be undone up to the head, without a gap; never empty.
+    pub blocks: Vec<BlockRef>,
+}
+
+/// What the chain says of a credential that is good.
+#[derive(Clone, Debug)]
+pub enum Verified {
+    /// The payer authorised a charge, which is ours to make.
+    Authorised(ProofId),
+    /// The payer has paid.
+    Paid(Paid),
+}
+
+/// A payment that was made before it was claimed.
+#[derive(Clone, Debug)]
+pub struct Paid {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Where it was mined.
+    pub block: BlockRef,
+    /// What in it may pay, in the order in which it is taken: the first that nobody has claimed. Never empty.
+    pub arrivals: Vec<Arrival>,
+    /// What it is for.
+    pub purpose: ArrivedFor,
+}
+
+/// One movement of money within a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// What a claim on it consumes.
+    pub proof: ProofId,
+    /// How many units.
+    pub units: u128,
 }
 
 /// What a chain says of a block it once had.
@@ -82,8 +174,6 @@ pub enum Canonical {
 /// A credential that passed every check that needs no IO.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// What it would consume.
-    pub proof: ProofId,
     /// The credential.
     pub credential: std::sync::Arc<Credential>,
     /// The offer of ours that it meets.
@@ -94,6 +184,19 @@ pub struct Checked {
     pub valid_until: Timestamp,
     /// Whether the signature is known to be the payer's.
     pub signature: SignatureCheck,
+    /// Whether it came in time.
+    pub timely: Timely,
+}
+
+/// Whether a credential came in time.
+#[derive(Clone, Debug)]
+pub enum Timely {
+    /// It did.
+    Yes,
+    /// It did not: no, unless the books know it.
+    No(Rejected),
+    /// Too late to buy anything: money that has come is credit, told with this reason.
+    ForCredit(Rejected),
 }
 
 /// How far a signature has been checked without IO.
@@ -139,9 +242,12 @@ pub struct Rejected {
 /// Why a credential was not verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The chain said no.
+    /// The chain said no: a fresh bill is right.
     #[error(transparent)]
     Rejected(Rejected),
+    /// A no, or not yet, with an answer of its own.
+    #[error("{}", .0.detail)]
+    Refused(Box<Refusal>),
     /// The chain said nothing we can rely on.
     #[error("the chain could not be asked")]
     Unavailable {
@@ -167,6 +273,19 @@ pub enum OfferError {
         #[source]
         source: Box<crate::ToUnitsError>,
     },
+    /// What the price depends on is not known now: a rate, or the network's fee.
+    #[error("{price} cannot be told in {symbol} on {network} now")]
+    NoRate {
+        /// The price.
+        price: Price,
+        /// The asset's symbol.
+        symbol: String,
+        /// The network.
+        network: Network,
+        /// What is not known.
+        #[source]
+        source: BoxError,
+    },
     /// No configured asset has the price's symbol, or none is a dollar token.
     #[error("no asset of this rail can be charged {price}")]
     NoAsset {
@@ -185,14 +304,20 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Unavailable: never "not seen before".
     async fn find(&self, credential: CredentialDigest) -> Result<Option<Payment>, LedgerUnavailable>;
 
-    /// Claims a proof, once, by [`Payment::contest`].
+    /// The payment that holds this proof, if any; never a void one.
+    ///
+    /// # Errors
+    /// Unavailable: never "not claimed".
+    async fn find_proof(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable>;
+
+    /// Claims a proof, once, by [`Payment::contest`], with its [`AuditEntry::claimed`] in the same commit.
     ///
     /// # Errors
     /// Unavailable: the claim may or may not have been made.
     async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerUnavailable>;
 
-    /// Applies events in order by [`Payment::apply`], all of them in one commit or none, and returns the row after them.
-    /// Keeps the answer that comes with a [`PaymentEvent::Delivered`].
+    /// Applies events in order by [`Payment::apply`], all of them in one commit or none, with the [`AuditEntry::of`] of each, and
+    /// returns the row after them. Keeps the answer that comes with a [`PaymentEvent::Delivered`].
     ///
     /// # Errors
     /// An event does not fit, there is no such payment, or unavailable.
@@ -245,6 +370,65 @@ pub trait Ledger: fmt::Debug + Send + Sync {
         current: &[Offer],
         now: Timestamp,
     ) -> Result<Vec<Offer>, LedgerUnavailable>;
+
+    /// Payers of payments that a reorganisation undid, which are in doubt, or refused after they were delivered; at most `limit`.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn marked_payers(&self, limit: u32) -> Result<Vec<Payer>, LedgerUnavailable>;
+
+    /// What is owed to a payer as credit, by asset: the credit of every settled payment of theirs.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn credits(&self, payer: &Payer) -> Result<Vec<Amount>, LedgerUnavailable>;
+
+    /// The keys that quotes are sealed with, newest first, after `rotation`: it adds its fresh key if the newest is older than its
+    /// `rotate_after`, and deletes keys that were replaced longer than its `keep_for` ago.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn quote_keys(&self, rotation: QuoteKeyRotation, now: Timestamp) -> Result<Vec<QuoteKey>, LedgerUnavailable>;
+
+    /// Writes decisions that changed no payment into the audit log.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn audit(&self, entries: Vec<AuditEntry>) -> Result<(), LedgerUnavailable>;
+
+    /// Lines of the audit log after `after` (0: from the first), in order, at most `limit`.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn audit_lines(&self, after: u64, limit: u32) -> Result<Vec<AuditLine>, LedgerUnavailable>;
+}
+
+/// A key that quotes are sealed with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct QuoteKey {
+    /// Names it in quotes; never used twice.
+    pub id: u32,
+    /// HMAC-SHA256 key.
+    pub secret: [u8; 32],
+    /// Since when quotes are sealed with it.
+    pub since: Timestamp,
+}
+
+impl fmt::Debug for QuoteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuoteKey").field("id", &self.id).field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+/// How quote keys are exchanged.
+#[derive(Clone, Debug)]
+pub struct QuoteKeyRotation {
+    /// 32 unpredictable bytes for a new key, if one is due. Its id is one more than the newest's.
+    pub fresh: [u8; 32],
+    /// How old the newest may get.
+    pub rotate_after: Duration,
+    /// How long a replaced key stays good: at least as long as the longest quote.
+    pub keep_for: Duration,
 }
 
 /// Which payments to list. `None` means any.
@@ -322,6 +506,12 @@ pub trait TransactionStore: fmt::Debug + Send + Sync {
     /// Unavailable.
     async fn transactions_of(&self, payment: PaymentId) -> Result<Vec<StoredTransaction>, LedgerUnavailable>;
 
+    /// A stored transaction by its hash: whatever our own keys sent is known before it is broadcast.
+    ///
+    /// # Errors
+    /// Unavailable: never "not ours".
+    async fn transaction(&self, hash: &TransactionId) -> Result<Option<StoredTransaction>, LedgerUnavailable>;
+
     /// The highest nonce ever stored in a lane.
     ///
     /// # Errors
@@ -373,28 +563,41 @@ pub enum WalletError {
     },
 }
 
+/// Who claims, what for, and when: what a claim takes beside the credential and its proof.
+#[derive(Clone, Debug)]
+pub struct Claimant {
+    /// The id a new row gets.
+    pub id: PaymentId,
+    /// The request that claims.
+    pub request: RequestId,
+    /// What the proof shall be good for.
+    pub binding: Binding,
+    /// The claiming process.
+    pub holder: InstanceId,
+    /// How long the claim is held without a sign of life.
+    pub lease: Duration,
+    /// Now.
+    pub now: Timestamp,
+}
+
 /// What a claim is built from; kept here so that every caller binds a proof to the same things.
 #[must_use]
-pub fn claim_of(
-    checked: &Checked,
-    binding: Binding,
-    id: PaymentId,
-    holder: crate::InstanceId,
-    lease: std::time::Duration,
-    now: Timestamp,
-) -> Claim {
+pub fn claim_of(checked: &Checked, proof: ProofId, arrived: Option<Arrived>, claimant: Claimant) -> Claim {
     Claim {
-        id,
-        proof: checked.proof.clone(),
+        id: claimant.id,
+        proof,
         credential: checked.credential.clone(),
         rail: checked.offer.rail,
-        binding,
+        binding: claimant.binding,
         payer: checked.payer.clone(),
         amount: checked.offer.amount.clone(),
         pay_to: checked.offer.pay_to.clone(),
         valid_until: checked.valid_until,
-        holder,
-        lease,
-        now,
+        finality: checked.offer.finality,
+        arrived,
+        request: claimant.request,
+        holder: claimant.holder,
+        lease: claimant.lease,
+        now: claimant.now,
     }
 }

@@ -17,4 +17,10 @@ pub struct Receipt {
     pub payer: Payer,
     /// How much was charged.
     pub amount: Amount,
+    /// For a transfer, which log of the transaction's receipt it is, counted from 0. Nothing for the native coin and other rails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u32>,
+    /// Units that came beside the charge and are the payer's credit; 0 as a rule.
+    #[serde(default, with = "crate::money::decimal_string")]
+    pub credit: u128,
 }

@@ -52,6 +52,8 @@ pub struct Refusal {
     pub charged: Charged,
     /// When to retry, seconds, if there is a best time.
     pub retry_after_s: Option<u32>,
+    /// What else a program can act on, by member of the problem document: `have` and `need`, `required` and `received`, `credit`.
+    pub facts: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Refusal {
@@ -65,6 +67,7 @@ impl Refusal {
             retry: Retry::Never,
             charged: Charged::No,
             retry_after_s: None,
+            facts: serde_json::Map::new(),
         }
     }
 
@@ -78,6 +81,7 @@ impl Refusal {
             retry: Retry::AfterPayment,
             charged: Charged::No,
             retry_after_s: None,
+            facts: serde_json::Map::new(),
         }
     }
 
@@ -91,6 +95,14 @@ impl Refusal {
             retry: Retry::SameProof,
             charged,
             retry_after_s: Some(1),
+            facts: serde_json::Map::new(),
         }
+    }
+
+    /// With one more fact.
+    #[must_use]
+    pub fn with_fact(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.facts.insert(name.to_owned(), value.into());
+        self
     }
 }

@@ -1,7 +1,7 @@
 //! The payer's reading of a 402: `PAYMENT-REQUIRED`, or the terms in a JSON body. The seller is a stranger: sizes are bounded, what
 //! cannot be paid is skipped and said, and nothing of it is trusted but what the payer's policy then checks.
 
-use farebox_core::{Amount, AssetId, EvmAddress, Network, Offer, RailName, Untrusted, X402Version};
+use farebox_core::{Amount, AssetId, EvmAddress, Finality, Network, Offer, RailName, Untrusted, X402Version};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
@@ -308,6 +308,8 @@ fn requirement(version: X402Version, value: &Value, raw: Box<RawValue>) -> Resul
             pay_to: json::text_member(object, "payTo", address)?.into(),
             max_timeout_s,
             extra,
+            finality: Finality::default(),
+            network_fee: None,
         },
         network_on_wire: network_on_wire.to_owned(),
         raw,

@@ -1,0 +1,259 @@
+//! The audit log: every decision that moved or refused money, in a chain of hashes.
+//!
+//! Each entry is one line of JSON that names the SHA-256 of the line before it, so that a line which is altered, removed or put in
+//! between shows, with no more than `sha256sum`. What was cut off at the end shows only against a copy, or the last hash, kept
+//! elsewhere.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Amount, Delivery, Payer, Payment, PaymentEvent, PaymentId, PaymentState, RailName, RequestId, RouteId, Timestamp,
+    TransactionId,
+};
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditOutcome {
+    /// A proof was taken, for a request to be served; or taken over, for another try.
+    Claimed,
+    /// A settling transaction was signed.
+    Settling,
+    /// The money is ours.
+    Settled,
+    /// Money came that buys nothing: it is the payer's credit.
+    Credited,
+    /// The answer was handed over.
+    Delivered,
+    /// Whether the money moved is not known.
+    InDoubt,
+    /// A reorganisation took the money back.
+    Reversed,
+    /// A claimed payment will never be settled.
+    Refused,
+    /// A claim was given back; nothing was charged.
+    Released,
+    /// A credential of a known payer was refused before any claim.
+    Rejected,
+}
+
+/// Whom and what a decision was about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AuditSubject {
+    /// The payment, once there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payment: Option<PaymentId>,
+    /// The request.
+    pub request: RequestId,
+    /// The rail.
+    pub rail: RailName,
+    /// The route.
+    pub route: RouteId,
+    /// The method as sent.
+    pub method: String,
+    /// Canonical path, and the query as sent.
+    pub resource: String,
+    /// Who pays, as far as that is proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payer: Option<Payer>,
+    /// How much of what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub amount: Option<Amount>,
+    /// How many of the amount's asset are credit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit: Option<String>,
+    /// The transaction that moves or moved the money.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transaction: Option<TransactionId>,
+}
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// When.
+    pub at: Timestamp,
+    /// What was decided.
+    pub outcome: AuditOutcome,
+    /// Why, as a stable code, if it was a no.
+    pub reason: Option<Cow<'static, str>>,
+    /// About what.
+    pub subject: AuditSubject,
+    /// How many like it this entry stands for; 1 or more.
+    pub count: u32,
+}
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditLine {
+    /// 1 for the first.
+    pub sequence: u64,
+    /// A JSON object without line breaks.
+    pub text: String,
+}
+
+/// What is wrong with a log, at the first line where something is.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AuditProblem {
+    /// A line is missing, or stands at another place.
+    #[error("entry {expected} is missing: the next one is {found}")]
+    Missing {
+        /// The number that should come.
+        expected: u64,
+        /// The number that came.
+        found: u64,
+    },
+    /// A line does not follow from the one before it: one of the two was altered.
+    #[error("entry {sequence} does not follow from the one before it: one of the two was altered")]
+    Broken {
+        /// The later of the two.
+        sequence: u64,
+    },
+    /// A line is not one that we write.
+    #[error("entry {sequence} cannot be read")]
+    Unreadable {
+        /// Its place.
+        sequence: u64,
+    },
+}
+
+impl AuditEntry {
+    /// What `event` decided, told by the row after it; nothing for an event that decides nothing.
+    #[must_use]
+    pub fn of(after: &Payment, event: &PaymentEvent, at: Timestamp) -> Option<Self> {
+        let outcome = match event {
+            PaymentEvent::SettlementStarted { .. } => AuditOutcome::Settling,
+            PaymentEvent::Settled { .. } => AuditOutcome::Settled,
+            PaymentEvent::Delivered { .. } => AuditOutcome::Delivered,
+            PaymentEvent::Doubted => AuditOutcome::InDoubt,
+            PaymentEvent::Reversed => AuditOutcome::Reversed,
+            PaymentEvent::Released { .. } | PaymentEvent::LeaseExpired => AuditOutcome::Released,
+            PaymentEvent::Refused { .. } if after.state == PaymentState::Void => AuditOutcome::Released,
+            PaymentEvent::Refused { .. } => AuditOutcome::Refused,
+            PaymentEvent::RunEnded => return None,
+        };
+        Some(Self::about(after, outcome, at))
+    }
+
+    /// That `after` was claimed, or taken over.
+    #[must_use]
+    pub fn claimed(after: &Payment, at: Timestamp) -> Self {
+        let outcome = match (after.delivery, after.state) {
+            (Delivery::Credited, _) => AuditOutcome::Credited,
+            _ => AuditOutcome::Claimed,
+        };
+        Self::about(after, outcome, at)
+    }
+
+    fn about(payment: &Payment, outcome: AuditOutcome, at: Timestamp) -> Self {
+        let subject = AuditSubject {
+            payment: Some(payment.id),
+            request: payment.request.clone(),
+            rail: payment.rail,
+            route: payment.binding.route.clone(),
+            method: payment.binding.method.clone(),
+            resource: payment.binding.resource.clone(),
+            payer: Some(payment.payer.clone()),
+            amount: Some(payment.amount.clone()),
+            credit: (payment.credit > 0).then(|| payment.credit.to_string()),
+            transaction: payment.transaction.clone(),
+        };
+        Self { at, outcome, reason: payment.reason.clone(), subject, count: 1 }
+    }
+
+    /// The line that this entry makes after one with the hash `previous`; 64 zeros before the first.
+    ///
+    /// # Errors
+    /// Never in practice: every member is text or a number.
+    pub fn line(&self, sequence: u64, previous: &str) -> Result<AuditLine, serde_json::Error> {
+        let time = jiff::Timestamp::from_millisecond(i64::try_from(self.at.unix_ms()).unwrap_or(i64::MAX))
+            .map_or_else(|_| self.at.unix_ms().to_string(), |time| format!("{time:.3}"));
+        let on_file = OnFile {
+            sequence,
+            time,
+            outcome: self.outcome,
+            reason: self.reason.as_deref(),
+            subject: &self.subject,
+            count: (self.count > 1).then_some(self.count),
+            previous,
+        };
+        Ok(AuditLine { sequence, text: serde_json::to_string(&on_file)? })
+    }
+}
+
+impl AuditLine {
+    /// What the next line names as `previous`: SHA-256 of the text, lower-case hex.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        hex::encode(Sha256::digest(self.text.as_bytes()))
+    }
+
+    /// What comes before the first line.
+    pub const NOTHING_BEFORE: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+    /// A line as it stands in a file.
+    ///
+    /// # Errors
+    /// [`AuditProblem::Unreadable`], at `place` counted from 1.
+    pub fn read(text: &str, place: u64) -> Result<Self, AuditProblem> {
+        let head: Head<'_> = serde_json::from_str(text).map_err(|_| AuditProblem::Unreadable { sequence: place })?;
+        Ok(Self { sequence: head.sequence, text: text.to_owned() })
+    }
+
+    fn previous(&self) -> Result<String, AuditProblem> {
+        let head: Head<'_> =
+            serde_json::from_str(&self.text).map_err(|_| AuditProblem::Unreadable { sequence: self.sequence })?;
+        if head.sequence != self.sequence {
+            return Err(AuditProblem::Broken { sequence: self.sequence });
+        }
+        Ok(head.previous.into_owned())
+    }
+}
+
+/// Checks that `lines` follow `last`, the line before them, and one another. Gives the last of them all.
+///
+/// # Errors
+/// [`AuditProblem`], at the first line where something is wrong.
+pub fn verify_audit(
+    last: Option<AuditLine>,
+    lines: impl IntoIterator<Item = AuditLine>,
+) -> Result<Option<AuditLine>, AuditProblem> {
+    let mut last = last;
+    for line in lines {
+        let (expected, before) = match &last {
+            Some(last) => (last.sequence.saturating_add(1), last.hash()),
+            None => (1, AuditLine::NOTHING_BEFORE.to_owned()),
+        };
+        if line.sequence != expected {
+            return Err(AuditProblem::Missing { expected, found: line.sequence });
+        }
+        if line.previous()? != before {
+            return Err(AuditProblem::Broken { sequence: line.sequence });
+        }
+        last = Some(line);
+    }
+    Ok(last)
+}
+
+#[derive(Serialize)]
+struct OnFile<'a> {
+    sequence: u64,
+    time: String,
+    outcome: AuditOutcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(flatten)]
+    subject: &'a AuditSubject,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u32>,
+    previous: &'a str,
+}
+
+#[derive(serde::Deserialize)]
+struct Head<'a> {
+    sequence: u64,
+    #[serde(borrow)]
+    previous: Cow<'a, str>,
+}
