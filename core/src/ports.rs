@@ -7,9 +7,9 @@ use async_trait::async_trait;
 
 use crate::{
     Amount, Answer, Arrived, ArrivedFor, AuditEntry, AuditLine, Binding, BlockRef, Claim, Claimed, Credential,
-    CredentialDigest, EvmAddress, Finality, IllegalEvent, InstanceId, LaneKey, Network, Offer, Payer, Payment,
-    PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, Refusal, RequestId, RouteId,
-    StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    CredentialDigest, EvmAddress, FeeTerms, Finality, IllegalEvent, InstanceId, LaneKey, Network, Offer, Payer,
+    Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, Refusal, RequestId, RouteId,
+    StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
 };
 
 /// An inside error, kept as a source for logs and never sent.
@@ -37,8 +37,9 @@ pub trait Rail: fmt::Debug + Send + Sync {
     /// fees move.
     ///
     /// # Errors
-    /// [`OfferError`] if an asset cannot express the price exactly or no configured asset fits.
-    fn offers(&self, price: &Price) -> Result<Vec<Offer>, OfferError>;
+    /// [`OfferError`] if an asset cannot express the price exactly, no configured asset fits, what the price depends on is not known now, or
+    /// the network's fee is too large a part of it.
+    fn offers(&self, price: &Price, fee: FeeTerms) -> Result<Vec<Offer>, OfferError>;
 
     /// What must hold before the books say anything of a credential. Nothing for a rail whose digest covers all that authorises,
     /// the signature included: the books know such a credential or they do not. A rail that finds payments by less proves here that
@@ -286,6 +287,22 @@ pub enum OfferError {
         #[source]
         source: BoxError,
     },
+    /// The network's fee is a larger part of what is charged than the seller allows.
+    #[error(
+        "the network fee is {fee_percent} % of {price} in {symbol} on {network}, more than the {percent_max} % allowed"
+    )]
+    FeeShare {
+        /// The price.
+        price: Price,
+        /// The asset's symbol.
+        symbol: String,
+        /// The network.
+        network: Network,
+        /// What it would be, rounded up.
+        fee_percent: u64,
+        /// What is allowed.
+        percent_max: u32,
+    },
     /// No configured asset has the price's symbol, or none is a dollar token.
     #[error("no asset of this rail can be charged {price}")]
     NoAsset {
@@ -531,12 +548,12 @@ pub trait Wallet: fmt::Debug + Send + Sync {
     /// The address it pays from on EVM networks.
     fn evm_address(&self) -> EvmAddress;
 
-    /// Signs a payment of exactly this offer, valid until `max_timeout_s` from now. Signs what the offer says and nothing else;
+    /// Signs an x402 payment of exactly this offer, valid until `max_timeout_s` from now. Signs what the offer says and nothing else;
     /// policy is the caller's.
     ///
     /// # Errors
     /// [`WalletError`] if it cannot pay such an offer.
-    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError>;
+    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<X402Credential, WalletError>;
 
     /// What it holds of an asset, if that can be found out.
     ///
