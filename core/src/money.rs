@@ -1,6 +1,6 @@
 //! Exact money. There is no float here, no silent rounding and no arithmetic that can wrap.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,24 @@ impl PartialEq for Decimal {
 }
 
 impl Eq for Decimal {}
+
+impl PartialOrd for Decimal {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Decimal {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Whole part, then the fraction at the widest scale there is, which fits.
+        let parts = |decimal: &Self| {
+            let one = 10u128.saturating_pow(u32::from(decimal.scale));
+            let widen = 10u128.saturating_pow(u32::from(38 - decimal.scale.min(38)));
+            (decimal.mantissa / one, (decimal.mantissa % one) * widen)
+        };
+        parts(self).cmp(&parts(other))
+    }
+}
 
 impl FromStr for Decimal {
     type Err = DecimalError;
@@ -306,6 +324,18 @@ mod tests {
         fn printing_and_parsing_agree(units in 0u128..10u128.pow(29), decimals in 0u8..=18) {
             let decimal = Decimal::from_units(units, decimals);
             prop_assert_eq!(decimal.to_string().parse::<Decimal>().unwrap(), decimal);
+        }
+
+        #[test]
+        fn order_is_that_of_the_units(a in 0u128..10u128.pow(20), b in 0u128..10u128.pow(20), decimals in 0u8..=18) {
+            prop_assert_eq!(Decimal::from_units(a, decimals).cmp(&Decimal::from_units(b, decimals)), a.cmp(&b));
+        }
+
+        #[test]
+        fn order_agrees_with_equality(a: u128, b: u128, x in 0u8..=38, y in 0u8..=38) {
+            let (a, b) = (Decimal::from_units(a, x), Decimal::from_units(b, y));
+            prop_assert_eq!(a.cmp(&b) == Ordering::Equal, a == b);
+            prop_assert_eq!(a.cmp(&b), b.cmp(&a).reverse());
         }
 
         #[test]
