@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use alloy::primitives::Bytes;
 use farebox_core::{
-    AssetId, X402Credential,
-    ports::{Clock, TransactionStore},
+    AssetId, Finality, X402Credential,
+    ports::{BoxError, ChainWindow, Clock, TransactionStore},
 };
 
 use crate::{
     ChainConfig, ConnectError, abi, address,
     bounced::Bounced,
     lane::Lane,
-    node::{NoAnswer, Node},
+    node::{Header, NoAnswer, Node},
     signature,
     token::Token,
 };
@@ -53,14 +53,48 @@ impl Chain {
         self.tokens.iter().find(|token| token.asset == *asset)
     }
 
-    /// Whether a block at `number` has the confirmations asked for.
-    pub(crate) async fn is_confirmed(&self, number: u64) -> Result<bool, NoAnswer> {
-        // The node that has a receipt has its block, which is the first confirmation.
-        if self.config.confirmations <= 1 {
-            return Ok(true);
+    /// Whether a block at `number` is as final as asked for. A node that does not know the tag could not tell.
+    pub(crate) async fn is_final(&self, number: u64, finality: Finality) -> Result<bool, NoAnswer> {
+        match finality {
+            // The node that has a receipt has its block, which is the first confirmation.
+            Finality::Blocks(0 | 1) => Ok(true),
+            Finality::Blocks(blocks) => {
+                let head: u64 = self.node.head().await?.number.to();
+                Ok(head.saturating_add(1) >= number.saturating_add(blocks))
+            }
+            Finality::Safe => Ok(self.node.tagged("safe").await?.number.to::<u64>() >= number),
+            Finality::Finalized => Ok(self.node.tagged("finalized").await?.number.to::<u64>() >= number),
         }
-        let head: u64 = self.node.head().await?.number.to();
-        Ok(head.saturating_add(1) >= number.saturating_add(self.config.confirmations))
+    }
+
+    /// The highest block that is as final as asked for.
+    pub(crate) async fn final_block(&self, finality: Finality) -> Result<Header, BoxError> {
+        let number = match finality {
+            Finality::Safe => return Ok(self.node.tagged("safe").await?),
+            Finality::Finalized => return Ok(self.node.tagged("finalized").await?),
+            Finality::Blocks(blocks) => {
+                self.node.head().await?.number.to::<u64>().saturating_sub(blocks.saturating_sub(1))
+            }
+        };
+        Ok(self.node.block(number).await?.ok_or("the node lacks a block below its own head")?)
+    }
+
+    /// Every block from `watch_depth` below the head up to it.
+    pub(crate) async fn window(&self) -> Result<ChainWindow, BoxError> {
+        let head = self.node.head().await?;
+        let top: u64 = head.number.to();
+        let lowest = top.saturating_sub(self.config.limits.watch_depth);
+        let below = (lowest..top).map(|number| self.node.block(number));
+        let mut blocks = Vec::new();
+        for found in futures_util::future::try_join_all(below).await? {
+            blocks.push(found.ok_or("the node lacks a block below its own head")?);
+        }
+        blocks.push(head);
+        if blocks.windows(2).any(|pair| pair[1].parent_hash != pair[0].hash) {
+            return Err("the chain changed while it was read".into());
+        }
+        let blocks = blocks.iter().map(Header::block).collect();
+        Ok(ChainWindow { network: self.config.network.clone(), blocks })
     }
 }
 

@@ -4,7 +4,7 @@ use std::{slice, sync::Arc};
 
 use farebox_core::{
     AssetId, Credential, EvmAddress, Offer, Payer, ProofId, Timestamp, TransferAuthorization, X402Credential,
-    ports::{Checked, Rejected, SignatureCheck},
+    ports::{Checked, Rejected, SignatureCheck, Timely},
 };
 use farebox_wire::x402::match_offer;
 
@@ -41,7 +41,9 @@ pub(crate) fn check<'a>(
     now: Timestamp,
     find: impl Fn(&AssetId) -> Option<(&'a Token, &'a ChainLimits)>,
 ) -> Result<Checked, Rejected> {
-    let Credential::X402(x402) = credential;
+    let Credential::X402(x402) = credential else {
+        return Err(rejected(code::NETWORK, "this is no x402 payment"));
+    };
     let first = match_offer(&x402.accepted, &x402.authorization, offers)
         .map_err(|e| Rejected { code: e.code().into(), detail: e.to_string() })?;
     let known = |offer: &Offer| {
@@ -67,14 +69,14 @@ pub(crate) fn check<'a>(
     }
     let signature = if signed.is_some() { SignatureCheck::Recovered } else { SignatureCheck::NeedsContract };
     let offer = signed.unwrap_or(first);
-    let (token, _) = known(offer)?;
+    known(offer)?;
     Ok(Checked {
-        proof: proof(offer, address::core(token.address), x402),
         credential: Arc::new(credential.clone()),
         payer: Payer::new(offer.network(), &checksum(x402.authorization.from)),
         valid_until: Timestamp::from_unix_s(x402.authorization.valid_before),
         offer: offer.clone(),
         signature,
+        timely: Timely::Yes,
     })
 }
 
@@ -101,7 +103,8 @@ fn times(a: &TransferAuthorization, now: Timestamp, limits: &ChainLimits) -> Res
     Ok(())
 }
 
-fn proof(offer: &Offer, token: EvmAddress, x402: &X402Credential) -> ProofId {
+/// What this authorization consumes when it is used.
+pub(crate) fn proof(offer: &Offer, token: EvmAddress, x402: &X402Credential) -> ProofId {
     let a = &x402.authorization;
     ProofId::new(format!("eip3009:{}:{token:x}:{:x}:0x{}", offer.network(), a.from, hex::encode(a.nonce)))
 }

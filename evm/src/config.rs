@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use farebox_core::{EvmAddress, Network};
+use farebox_core::{EvmAddress, Finality, Network};
 use url::Url;
 
 use crate::EvmKey;
@@ -24,6 +24,13 @@ pub struct ChainConfig {
     pub relayer: EvmKey,
     /// Every limit, by name.
     pub limits: ChainLimits,
+}
+
+impl ChainConfig {
+    /// What makes a payment final.
+    pub(crate) const fn finality(&self) -> Finality {
+        Finality::Blocks(self.confirmations)
+    }
 }
 
 /// A token by address. Its name, version and decimals are read from the chain.

@@ -33,9 +33,9 @@ pub(crate) enum Outcome {
 }
 
 impl Transfer {
-    /// `None` for a payment that is not of an ERC-20 token.
+    /// `None` for a payment that is not by x402, or not of an ERC-20 token.
     pub(crate) fn of(payment: &Payment) -> Option<Self> {
-        let Credential::X402(x402) = payment.credential.as_ref();
+        let Credential::X402(x402) = payment.credential.as_ref() else { return None };
         let a = &x402.authorization;
         Some(Self {
             token: address::alloy(payment.amount.asset.erc20_address()?),

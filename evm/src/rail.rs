@@ -4,9 +4,10 @@ use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use farebox_core::{
-    AssetId, BlockRef, Credential, Network, Offer, Payment, Permit, Price, RailName, Timestamp,
+    AssetId, BlockRef, FeeTerms, Finality, Network, Offer, Payment, Permit, Price, RailName,
     ports::{
-        BoxError, Canonical, Checked, Clock, OfferError, Rail, Rejected, Settlement, TransactionStore, VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Clock, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
+        TransactionStore, Verified, VerifyError,
     },
 };
 
@@ -59,7 +60,17 @@ impl Rail for EvmRail {
         RailName::X402
     }
 
-    fn offers(&self, price: &Price) -> Result<Vec<Offer>, OfferError> {
+    fn offers(&self, price: &Price, fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
+        if fee != FeeTerms::default()
+            && let Some((chain, token)) = self.chains.iter().find_map(|chain| Some((chain, chain.tokens.first()?)))
+        {
+            return Err(OfferError::NoRate {
+                price: price.clone(),
+                symbol: token.symbol.clone(),
+                network: chain.config.network.clone(),
+                source: "the network fee is not followed".into(),
+            });
+        }
         let mut offers = Vec::new();
         for chain in &self.chains {
             for token in &chain.tokens {
@@ -69,11 +80,12 @@ impl Rail for EvmRail {
         if offers.is_empty() { Err(OfferError::NoAsset { price: price.clone() }) } else { Ok(offers) }
     }
 
-    fn check(&self, credential: &Credential, offers: &[Offer], now: Timestamp) -> Result<Checked, Rejected> {
+    fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {
+        let Presented { credential, offers, now, .. } = *presented;
         check::check(credential, offers, now, |asset| self.token(asset))
     }
 
-    async fn verify(&self, checked: &Checked) -> Result<(), VerifyError> {
+    async fn verify(&self, checked: &Checked, _lookups: &dyn Lookups) -> Result<Verified, VerifyError> {
         match self.chain(checked.offer.network()) {
             Some(chain) => chain.verify(checked).await,
             None => Err(VerifyError::Rejected(rejected(code::NETWORK, "this network is not configured"))),
@@ -95,20 +107,13 @@ impl Rail for EvmRail {
         }
     }
 
-    async fn revocable(&self) -> Vec<(Network, u64)> {
-        let heads = self.chains.iter().map(|chain| async move {
-            match chain.node.head().await {
-                Ok(head) => {
-                    let lowest = head.number.to::<u64>().saturating_sub(chain.config.limits.watch_depth);
-                    Some((chain.config.network.clone(), lowest))
-                }
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a chain's head could not be read");
-                    None
-                }
-            }
+    async fn windows(&self) -> Vec<ChainWindow> {
+        let windows = self.chains.iter().map(|chain| async move {
+            chain.window().await.inspect_err(|error| {
+                tracing::warn!(network = %chain.config.network, error = &**error as &dyn std::error::Error, "a chain's head could not be read");
+            }).ok()
         });
-        futures_util::future::join_all(heads).await.into_iter().flatten().collect()
+        futures_util::future::join_all(windows).await.into_iter().flatten().collect()
     }
 
     async fn is_canonical(&self, network: &Network, block: &BlockRef) -> Result<Canonical, BoxError> {
@@ -131,6 +136,10 @@ impl Rail for EvmRail {
             verdict = Some(says);
         }
         verdict.ok_or_else(|| format!("no node said whether block {} still holds", block.number).into())
+    }
+
+    fn deepest(&self, network: &Network) -> Finality {
+        self.chain(network).map_or_else(Finality::default, |chain| chain.config.finality())
     }
 }
 

@@ -4,7 +4,7 @@ use std::{error::Error, time::Duration};
 
 use alloy::primitives::{B256, U64};
 use farebox_core::{
-    Credential, Payment, PaymentState, StoredTransaction, TransactionFate, TransactionId,
+    Credential, Finality, Payment, PaymentState, StoredTransaction, TransactionFate, TransactionId,
     ports::{BoxError, Rejected, Settlement},
 };
 use tokio::time::Instant;
@@ -45,7 +45,9 @@ impl Chain {
         if payment.state != PaymentState::Claimed {
             return self.resolve(payment).await;
         }
-        let Credential::X402(x402) = payment.credential.as_ref();
+        let Credential::X402(x402) = payment.credential.as_ref() else {
+            return in_doubt(None, "this payment is not made by an authorization");
+        };
         let (Some(token), Some(transfer)) = (self.token(&payment.amount.asset), Transfer::of(payment)) else {
             return in_doubt(None, "this payment's token is not configured");
         };
@@ -67,7 +69,7 @@ impl Chain {
     pub(crate) async fn resolve(&self, payment: &Payment) -> Settlement {
         let newest = payment.transaction.clone();
         let Some(transfer) = Transfer::of(payment) else {
-            return in_doubt(newest, "this payment is not of an ERC-20 token");
+            return in_doubt(newest, "this payment is not an authorized transfer of an ERC-20 token");
         };
         let own = match self.store.transactions_of(payment.id).await {
             Ok(own) => own,
@@ -92,7 +94,7 @@ impl Chain {
     /// What one of our own mined transactions came to, once it has its confirmations.
     async fn judge(&self, payment: &Payment, transfer: &Transfer, receipt: Receipt, deadline: Instant) -> Settlement {
         let hash = transaction_id(receipt.transaction_hash);
-        let receipt = match self.confirmed(receipt, deadline).await {
+        let receipt = match self.confirmed(receipt, payment.finality, deadline).await {
             Ok(receipt) => receipt,
             Err(source) => return in_doubt(Some(hash), source),
         };
@@ -115,11 +117,16 @@ impl Chain {
 
     /// The receipt as it is once its block has the confirmations asked for: it is read again, since a reorganisation may have
     /// moved it.
-    async fn confirmed(&self, mut receipt: Receipt, deadline: Instant) -> Result<Receipt, BoxError> {
+    async fn confirmed(
+        &self,
+        mut receipt: Receipt,
+        finality: Finality,
+        deadline: Instant,
+    ) -> Result<Receipt, BoxError> {
         let mut wait = self.config.limits.poll_min;
         loop {
-            if self.is_confirmed(receipt.block_number.to()).await? {
-                if self.config.confirmations <= 1 {
+            if self.is_final(receipt.block_number.to(), finality).await? {
+                if finality == Finality::Blocks(1) {
                     return Ok(receipt);
                 }
                 match self.node.receipt(receipt.transaction_hash).await? {
@@ -130,8 +137,7 @@ impl Chain {
             }
             wait = (wait * 3 / 2).min(self.config.limits.poll_max);
             if Instant::now() + wait > deadline {
-                let expected = self.config.confirmations;
-                return Err(format!("it is mined and does not have {expected} confirmations yet").into());
+                return Err(format!("it is mined and not yet final by {finality}").into());
             }
             tokio::time::sleep(wait).await;
         }
@@ -170,7 +176,7 @@ impl Chain {
     ) -> Result<Settlement, BoxError> {
         let Transfer { token, from, nonce, .. } = *transfer;
         if !self.authorization_ended(token, from, nonce, None).await? {
-            return self.expired(transfer, hash).await;
+            return self.expired(transfer, payment.finality, hash).await;
         }
         let Some(by) = self.find_end(payment, transfer).await? else {
             return Err("the authorization is used, and the transaction that used it was not found in the logs".into());
@@ -178,7 +184,7 @@ impl Chain {
         let receipt =
             self.node.receipt(by).await?.ok_or("the transaction that used the authorization has no receipt")?;
         let block: u64 = receipt.block_number.to();
-        if !self.is_confirmed(block).await? {
+        if !self.is_final(block, payment.finality).await? {
             return Ok(in_doubt(
                 Some(transaction_id(by)),
                 "the authorization's use does not have its confirmations yet",
@@ -208,17 +214,20 @@ impl Chain {
     }
 
     /// An unused authorization: over once a block deep enough says that its time is up, for no later block can be earlier.
-    async fn expired(&self, transfer: &Transfer, hash: Option<TransactionId>) -> Result<Settlement, BoxError> {
-        let head: u64 = self.node.head().await?.number.to();
-        let deep = head.saturating_sub(self.config.confirmations.saturating_sub(1));
-        let block = self.node.block(deep).await?.ok_or("the node lacks a block below its own head")?;
+    async fn expired(
+        &self,
+        transfer: &Transfer,
+        finality: Finality,
+        hash: Option<TransactionId>,
+    ) -> Result<Settlement, BoxError> {
+        let block = self.final_block(finality).await?;
         let block_s: u64 = block.timestamp.to();
         if block_s < transfer.valid_before {
             let left_s = transfer.valid_before - block_s;
             return Ok(in_doubt(hash, format!("the authorization is unused and may be used for another {left_s} s")));
         }
         let Transfer { token, from, nonce, .. } = *transfer;
-        if self.authorization_ended(token, from, nonce, Some(deep)).await? {
+        if self.authorization_ended(token, from, nonce, Some(block.number.to())).await? {
             return Err("the authorization is used in a block and unused in a later one; the nodes disagree".into());
         }
         let (code, detail) = match hash {

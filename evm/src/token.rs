@@ -79,7 +79,7 @@ impl Token {
         })
     }
 
-    /// The offer for `price`, if this token is meant by it.
+    /// The x402 offer for `price`, if this token is meant by it.
     pub(crate) fn offer(&self, price: &Price, chain: &ChainConfig) -> Result<Option<Offer>, OfferError> {
         let amount = match price {
             Price::Usd(dollars) if self.pegged == Pegged::UsDollar => dollars,
@@ -103,6 +103,8 @@ impl Token {
                 .map(|(key, value)| (key.to_owned(), value.clone().into()))
                 .into_iter()
                 .collect(),
+            finality: chain.finality(),
+            network_fee: None,
         }))
     }
 }

@@ -6,13 +6,13 @@ use alloy::primitives::{U64, U256};
 use alloy::sol_types::SolCall;
 use farebox_core::{
     Credential, X402Credential,
-    ports::{BoxError, Checked, Rejected, SignatureCheck, VerifyError},
+    ports::{BoxError, Checked, Rejected, SignatureCheck, Verified, VerifyError},
 };
 
 use crate::{
     abi, address,
     chain::{Chain, contract_signature, transfer_call},
-    check::{CLOCK_SKEW_S, code, rejected},
+    check::{CLOCK_SKEW_S, code, proof, rejected},
     node::{Answered, Call, Called},
     signature,
     token::Token,
@@ -29,8 +29,10 @@ fn no<T>(code: &'static str, detail: impl Into<String>) -> Result<T, VerifyError
 impl Chain {
     /// # Errors
     /// Rejected only by what the chain executed or stores.
-    pub(crate) async fn verify(&self, checked: &Checked) -> Result<(), VerifyError> {
-        let Credential::X402(x402) = checked.credential.as_ref();
+    pub(crate) async fn verify(&self, checked: &Checked) -> Result<Verified, VerifyError> {
+        let Credential::X402(x402) = checked.credential.as_ref() else {
+            return no(code::NETWORK, "this is no x402 payment");
+        };
         let Some(token) = self.token(&checked.offer.amount.asset) else {
             return no(code::NETWORK, "this token is not configured");
         };
@@ -54,8 +56,8 @@ impl Chain {
             data: transfer_call(token, x402),
         };
         match self.node.call(call, None).await.map_err(unavailable)? {
-            Called::Returned(_) => Ok(()),
-            Called::Reverted(answer) => self.diagnose(token, x402, &answer).await,
+            Called::Returned(_) => Ok(Verified::Authorised(proof(&checked.offer, address::core(token.address), x402))),
+            Called::Reverted(answer) => Err(self.diagnose(token, x402, &answer).await),
         }
     }
 
@@ -91,23 +93,26 @@ impl Chain {
     }
 
     /// Why the transfer cannot be made, by what the token stores.
-    async fn diagnose(&self, token: &Token, x402: &X402Credential, answer: &Answered) -> Result<(), VerifyError> {
+    async fn diagnose(&self, token: &Token, x402: &X402Credential, answer: &Answered) -> VerifyError {
+        self.reason(token, x402, answer).await.map_or_else(unavailable, VerifyError::Rejected)
+    }
+
+    async fn reason(&self, token: &Token, x402: &X402Credential, answer: &Answered) -> Result<Rejected, BoxError> {
         let a = &x402.authorization;
         let from = address::alloy(a.from);
-        if self.authorization_ended(token.address, from, a.nonce.into(), None).await.map_err(unavailable)? {
-            return no(code::NONCE_USED, "this authorization was used or cancelled before; sign a new one");
+        if self.authorization_ended(token.address, from, a.nonce.into(), None).await? {
+            return Ok(rejected(code::NONCE_USED, "this authorization was used or cancelled before; sign a new one"));
         }
-        let balance = self.token_balance(token, from).await.map_err(unavailable)?;
+        let balance = self.token_balance(token, from).await?;
         if balance < U256::from(a.value) {
-            return no(code::BALANCE, format!("the payer has {balance} of {} units of {}", a.value, token.symbol));
+            let detail = format!("the payer has {balance} of {} units of {}", a.value, token.symbol);
+            return Ok(rejected(code::BALANCE, detail));
         }
-        let chain_s: u64 = self.node.head().await.map_err(unavailable)?.timestamp.to();
+        let chain_s: u64 = self.node.head().await?.timestamp.to();
         if chain_s <= a.valid_after {
-            return Err(unavailable(
-                "the authorization is not valid yet by the chain's clock; send it again in a moment",
-            ));
+            return Err("the authorization is not valid yet by the chain's clock; send it again in a moment".into());
         }
-        no(code::SIMULATION, format!("the token refuses the transfer: {}", answer.message))
+        Ok(rejected(code::SIMULATION, format!("the token refuses the transfer: {}", answer.message)))
     }
 
     /// Whether an authorization is used or cancelled, at `block` or now.

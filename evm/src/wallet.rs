@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use alloy::{primitives::U64, sol_types::SolCall};
 use async_trait::async_trait;
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Credential, EchoedRequirement, EvmAddress, Network, Offer, RailName, Timestamp,
+    AcceptedTerms, Amount, AssetId, EchoedRequirement, EvmAddress, Network, Offer, RailName, Timestamp,
     TransferAuthorization, X402Credential, X402Version,
     ports::{BoxError, Entropy, Wallet, WalletError},
 };
@@ -111,8 +111,8 @@ impl Wallet for LocalWallet {
         self.key.address()
     }
 
-    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError> {
-        self.sign(offer, now).map(Credential::X402)
+    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<X402Credential, WalletError> {
+        self.sign(offer, now)
     }
 
     async fn balance(&self, asset: &AssetId) -> Result<Amount, WalletError> {

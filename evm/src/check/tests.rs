@@ -91,21 +91,20 @@ fn signatures_of_the_official_clients_recover_to_their_payer() {
         let value = HeaderValue::from_str(vectors[vector]["header"].as_str().unwrap()).unwrap();
         headers.insert(HeaderName::from_static(header), value);
         let credential = farebox_wire::credentials(&headers).unwrap().unwrap();
-        let Credential::X402(x402) = &credential;
+        let Credential::X402(x402) = &credential else { panic!("{vector} is no x402 payment") };
         let now_s = x402.authorization.valid_before - 30;
         let checked = run(&[token(USDC, "USDC")], &credential, now_s).unwrap();
         assert_eq!(checked.signature, SignatureCheck::Recovered, "{vector}");
         assert_eq!(checked.payer.as_str(), format!("eip155:84532:{PAYER}"));
         let nonce = hex::encode(x402.authorization.nonce);
         let expected = format!("eip3009:eip155:84532:{}:{}:0x{nonce}", USDC.to_lowercase(), PAYER.to_lowercase());
-        assert_eq!(checked.proof.as_str(), expected);
+        assert_eq!(proof(&checked.offer, USDC.parse().unwrap(), x402).as_str(), expected);
         // The same bytes against a token of another name are nobody's signature.
         let other = token(USDC, "USD Coin");
-        let Credential::X402(bare) = &credential;
         assert_ne!(
             signature::signer(
-                signature::digest(other.domain, &bare.authorization),
-                &signature::of_key(&bare.signature).unwrap()
+                signature::digest(other.domain, &x402.authorization),
+                &signature::of_key(&x402.signature).unwrap()
             ),
             Some(PAYER.parse().unwrap())
         );

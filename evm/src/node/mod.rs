@@ -109,6 +109,12 @@ impl Node {
         head.ok_or_else(|| self.no_answer("eth_getBlockByNumber", "the node has no latest block"))
     }
 
+    /// The block that the node calls `tag`: `safe` or `finalized`.
+    pub(crate) async fn tagged(&self, tag: &'static str) -> Result<Header, NoAnswer> {
+        let block: Option<Header> = self.read("eth_getBlockByNumber", (tag, false)).await?;
+        block.ok_or_else(|| self.no_answer("eth_getBlockByNumber", "the node has no block of this name"))
+    }
+
     pub(crate) async fn block(&self, number: u64) -> Result<Option<Header>, NoAnswer> {
         self.read("eth_getBlockByNumber", (U64::from(number), false)).await
     }

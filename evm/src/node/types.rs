@@ -55,7 +55,14 @@ pub(crate) struct Log {
 pub(crate) struct Header {
     pub(crate) number: U64,
     pub(crate) hash: B256,
+    pub(crate) parent_hash: B256,
     pub(crate) timestamp: U64,
+}
+
+impl Header {
+    pub(crate) fn block(&self) -> BlockRef {
+        BlockRef { number: self.number.to(), hash: self.hash.0 }
+    }
 }
 
 /// Answer of `eth_feeHistory`, for one block.

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,10 +17,11 @@ use alloy::{
 };
 use async_trait::async_trait;
 use farebox_core::{
-    Binding, Credential, InstanceId, LaneKey, Network, Offer, Payment, PaymentId, PaymentState, Permit, RouteId,
-    StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Binding, Credential, FeeTerms, InstanceId, LaneKey, Network, Offer, Payment, PaymentId, PaymentState, Permit,
+    ProofId, RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
     ports::{
-        Checked, Clock, Entropy, LedgerUnavailable, Rail, RecordError, Settlement, TransactionStore, Wallet, claim_of,
+        Checked, Claimant, Clock, Entropy, LedgerUnavailable, Lookups, NoLookup, Presented, Rail, RecordError,
+        Settlement, TransactionStore, Verified, VerifyError, Wallet, claim_of,
     },
 };
 use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmKey, EvmRail, LocalWallet, Pegged, RpcUrl, parse_address};
@@ -213,6 +214,10 @@ impl TransactionStore for Store {
         Ok(self.of(payment))
     }
 
+    async fn transaction(&self, hash: &TransactionId) -> Result<Option<StoredTransaction>, LedgerUnavailable> {
+        Ok(self.rows.lock().iter().find(|row| row.hash == *hash).cloned())
+    }
+
     async fn last_nonce(&self, lane: &LaneKey) -> Result<Option<u64>, LedgerUnavailable> {
         Ok(self.rows.lock().iter().filter(|row| row.lane == *lane).map(|row| row.nonce).max())
     }
@@ -279,7 +284,7 @@ impl World {
         anvil.mint(&payer, 100_000_000).await;
         let clock = Arc::new(WallClock);
         let rail = EvmRail::connect(vec![config(&url, change)], store.clone(), clock).await.unwrap();
-        let offers = rail.offers(&"$0.01".parse().unwrap()).unwrap();
+        let offers = rail.offers(&"$0.01".parse().unwrap(), FeeTerms::default()).unwrap();
         let wallet = Arc::new(LocalWallet::new(key, Arc::new(Random)));
         Self { anvil, store, rail: Arc::new(rail), offers, wallet, payer_key, payer }
     }
@@ -291,11 +296,15 @@ impl World {
     }
 
     pub(crate) async fn credential(&self) -> Credential {
-        self.wallet.authorize(&self.offers[0], now()).await.unwrap()
+        Credential::X402(self.wallet.authorize(&self.offers[0], now()).await.unwrap())
     }
 
     pub(crate) fn check(&self, credential: &Credential) -> Checked {
-        self.rail.check(credential, &self.offers, now()).unwrap()
+        self.rail.check(&presented(credential, &self.offers)).unwrap()
+    }
+
+    pub(crate) async fn verify(&self, checked: &Checked) -> Result<Verified, VerifyError> {
+        self.rail.verify(checked, &Unlimited).await
     }
 
     /// Claims a fresh payment, as the gateway does after verification.
@@ -320,13 +329,52 @@ impl World {
     }
 }
 
+/// What the gateway shows a rail.
+pub(crate) fn presented<'a>(credential: &'a Credential, offers: &'a [Offer]) -> Presented<'a> {
+    static ROUTE: LazyLock<RouteId> = LazyLock::new(|| RouteId::new("r"));
+    Presented {
+        credential,
+        route: &ROUTE,
+        method: "GET",
+        url: "https://api.example.com/",
+        offers,
+        now: now(),
+        lookups: &Unlimited,
+    }
+}
+
+pub(crate) fn x402(credential: &Credential) -> &X402Credential {
+    match credential {
+        Credential::X402(x402) => x402,
+        other => panic!("expected an x402 payment, found {other:?}"),
+    }
+}
+
+/// A caller who may ask for anything.
+#[derive(Debug)]
+pub(crate) struct Unlimited;
+
+impl Lookups for Unlimited {
+    fn take(&self) -> Result<(), NoLookup> {
+        Ok(())
+    }
+}
+
 pub(crate) fn payment(checked: &Checked) -> Payment {
     let mut random = [0; 10];
     Random.fill(&mut random);
     let caller = farebox_core::CallerId::new("c");
     let binding = Binding { route: RouteId::new("r"), method: "GET".into(), resource: "/".into(), caller };
-    let id = PaymentId::new(now(), random);
-    Payment::first(claim_of(checked, binding, id, InstanceId::new("test"), Duration::from_secs(60), now()))
+    let proof = ProofId::new(format!("test:{}", hex::encode(checked.credential.digest().as_bytes())));
+    let claimant = Claimant {
+        id: PaymentId::new(now(), random),
+        request: RequestId::new("req_test"),
+        binding,
+        holder: InstanceId::new("test"),
+        lease: Duration::from_secs(60),
+        now: now(),
+    };
+    Payment::first(claim_of(checked, proof, None, claimant))
 }
 
 /// The payment as it is once its settlement has begun.
@@ -337,7 +385,7 @@ pub(crate) fn in_doubt(payment: &Payment, store: &Store) -> Payment {
 
 /// Anybody submits the payer's authorization.
 pub(crate) fn submit_call(credential: &Credential) -> Vec<u8> {
-    let Credential::X402(x402) = credential;
+    let x402 = x402(credential);
     let a = &x402.authorization;
     transferWithAuthorizationCall {
         from: Address::from(a.from.0),

@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
     Credential, X402Credential,
-    ports::{Rail as _, Settlement, VerifyError},
+    ports::{Settlement, VerifyError},
 };
 use serde_json::json;
 
 use crate::{
-    harness::{World, payment},
+    harness::{World, payment, x402},
     proxy::{Fault, Proxy},
 };
 
@@ -22,16 +22,17 @@ async fn a_wallet_that_says_yes_in_simulations_alone_costs_gas_once() {
     // isValidSignature: GASPRICE ISZERO ? the magic value : INVALID, which burns the whole gas limit.
     let code = "0x3a15600657fe5b631626ba7e60e01b60005260206000f3";
     world.anvil.rpc("anvil_setCode", json!([world.payer, code])).await;
-    let Credential::X402(good) = world.credential().await;
+    let credential = world.credential().await;
+    let good = x402(&credential);
     let signed = |nonce: u8| {
         let authorization = farebox_core::TransferAuthorization { nonce: [nonce; 32], ..good.authorization.clone() };
         Credential::X402(X402Credential::new(good.version, good.accepted.clone(), authorization, vec![1; 65]))
     };
     let first = world.check(&signed(1));
-    assert!(world.rail.verify(&first).await.is_ok());
+    assert!(world.verify(&first).await.is_ok());
     let settled = world.settle(&payment(&first)).await;
     assert!(!matches!(settled, Settlement::Final { .. }), "{settled:?}");
-    let again = world.rail.verify(&world.check(&signed(2))).await;
+    let again = world.verify(&world.check(&signed(2))).await;
     assert!(
         matches!(&again, Err(VerifyError::Rejected(no)) if no.code == "invalid_exact_evm_transaction_failed"),
         "{again:?}"

@@ -86,7 +86,7 @@ async fn a_restart_broadcasts_what_was_stored_and_goes_on_after_it() {
     world.anvil.rpc("evm_setAutomine", json!([true])).await;
 
     let restarted = world.restarted().await;
-    let next = payment(&restarted.check(&world.credential().await, offers, crate::harness::now()).unwrap());
+    let next = payment(&restarted.check(&crate::harness::presented(&world.credential().await, offers)).unwrap());
     transaction_of(&restarted.settle(&Permit::granted(next)).await);
     transaction_of(&world.resolved(&in_doubt(&lost, store)).await);
     assert_eq!(anvil.balance(SELLER).await, 20_000);
@@ -168,7 +168,7 @@ async fn sixteen_at_once_settle_quickly() {
         running.spawn(async move {
             for _ in 0..count / 16 {
                 let checked = world.check(&world.credential().await);
-                world.rail.verify(&checked).await.unwrap();
+                world.verify(&checked).await.unwrap();
                 transaction_of(&world.settle(&payment(&checked)).await);
             }
         });
@@ -203,7 +203,7 @@ async fn a_node_that_cannot_wait_for_a_receipt_nor_take_batches_is_polled() {
 async fn a_node_is_asked_over_a_websocket_too() {
     let world = World::through(&[], |url| url.replacen("http", "ws", 1), |_| ()).await;
     let checked = world.check(&world.credential().await);
-    world.rail.verify(&checked).await.unwrap();
+    world.verify(&checked).await.unwrap();
     transaction_of(&world.settle(&payment(&checked)).await);
     assert_eq!(world.anvil.balance(SELLER).await, 10_000);
 }

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     harness::{
         SELLER, USDC, World, cancelAuthorizationCall, in_doubt, now, payment, refusal_of, submit_call, transaction_of,
-        transferCall,
+        transferCall, x402,
     },
     proxy::{Fault, Proxy},
 };
@@ -76,7 +76,7 @@ async fn cancel(world: &World, credential: &Credential) {
             bytes32 nonce;
         }
     }
-    let Credential::X402(x402) = credential;
+    let x402 = x402(credential);
     let (authorizer, nonce) = (Address::from(x402.authorization.from.0), B256::from(x402.authorization.nonce));
     let domain =
         eip712_domain! { name: "USDC", version: "2", chain_id: 84532, verifying_contract: USDC.parse().unwrap(), };
@@ -126,7 +126,7 @@ async fn a_lost_broadcast_answer_ends_in_one_charge() {
     .await;
     let proxy = proxy.unwrap();
     let claimed = world.claimed().await;
-    world.rail.verify(&world.check(&claimed.credential)).await.unwrap();
+    world.verify(&world.check(&claimed.credential)).await.unwrap();
     // Whatever is sent arrives, and nothing comes back: not the broadcast's answer, not the receipt.
     proxy.set(Fault::LoseAnswer("eth_"));
     let first = world.claimed().await;
@@ -153,7 +153,8 @@ async fn a_reorganisation_is_seen_and_the_payment_comes_back() {
     let Settlement::Final { transaction, block } = world.settle(&claimed).await else { panic!("not settled") };
     let network = world.offers[0].network().clone();
     assert_eq!(world.rail.is_canonical(&network, &block).await.unwrap(), Canonical::Holds);
-    assert!(world.rail.revocable().await.iter().any(|(n, lowest)| *n == network && *lowest <= block.number));
+    let windows = world.rail.windows().await;
+    assert!(windows.iter().any(|window| window.network == network && window.blocks.contains(&block)), "{windows:?}");
     world.anvil.rpc("anvil_rollback", json!([1])).await;
     assert_eq!(world.rail.is_canonical(&network, &block).await.unwrap(), Canonical::Gone);
     assert_eq!(world.anvil.balance(SELLER).await, 0);

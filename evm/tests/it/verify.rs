@@ -9,19 +9,22 @@ use farebox_core::{
 use farebox_evm::{ConnectError, EvmKey, EvmRail, LocalWallet, RpcUrl, Severity, inspect, parse_address};
 
 use crate::{
-    harness::{Anvil, Random, Store, USDC, WallClock, World, config, now, payment, submit_call, transaction_of},
+    harness::{
+        Anvil, Random, Store, USDC, Unlimited, WallClock, World, config, now, payment, submit_call, transaction_of,
+        x402,
+    },
     proxy::{Fault, Proxy},
 };
 
 async fn rejected(world: &World, credential: &Credential) -> String {
-    match world.rail.verify(&world.check(credential)).await {
+    match world.verify(&world.check(credential)).await {
         Err(VerifyError::Rejected(rejected)) => rejected.code.into_owned(),
         other => panic!("expected Rejected, found {other:?}"),
     }
 }
 
 fn change(credential: &Credential, change: impl FnOnce(&mut X402Credential)) -> Credential {
-    let Credential::X402(x402) = credential;
+    let x402 = x402(credential);
     let mut x402 = x402.clone();
     change(&mut x402);
     Credential::X402(X402Credential::new(x402.version, x402.accepted, x402.authorization, x402.signature))
@@ -44,7 +47,7 @@ async fn a_good_authorization_passes_with_one_question() {
     let checked = world.check(&world.credential().await);
     assert_eq!(checked.signature, SignatureCheck::Recovered);
     let before = proxy.requests.load(std::sync::atomic::Ordering::SeqCst);
-    world.rail.verify(&checked).await.unwrap();
+    world.verify(&checked).await.unwrap();
     assert_eq!(proxy.requests.load(std::sync::atomic::Ordering::SeqCst) - before, 1);
 }
 
@@ -64,7 +67,7 @@ async fn the_chain_says_no_for_what_it_knows() {
 
     let poor = LocalWallet::new(EvmKey::from_bytes(&[3; 32]).unwrap(), Arc::new(Random));
     let poor = poor.authorize(&world.offers[0], now()).await.unwrap();
-    assert_eq!(rejected(&world, &poor).await, "invalid_exact_evm_insufficient_balance");
+    assert_eq!(rejected(&world, &Credential::X402(poor)).await, "invalid_exact_evm_insufficient_balance");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +80,7 @@ async fn an_undeployed_wallet_is_refused_by_name_and_a_deployed_one_pays() {
     let credential = signed_for(&world, from);
     let checked = world.check(&credential);
     assert_eq!(checked.signature, SignatureCheck::NeedsContract);
-    world.rail.verify(&checked).await.unwrap();
+    world.verify(&checked).await.unwrap();
     transaction_of(&world.settle(&payment(&checked)).await);
     assert_eq!(world.anvil.balance(&wallet).await, 0);
 
@@ -177,11 +180,11 @@ async fn an_answer_that_cannot_be_relied_on_is_never_a_no() {
         Fault::Say("eth_call", r#"{"jsonrpc":"2.0","id":0,"result":7}"#),
     ] {
         proxy.set(fault.clone());
-        let verdict = world.rail.verify(&checked).await;
+        let verdict = world.verify(&checked).await;
         assert!(matches!(verdict, Err(VerifyError::Unavailable { .. })), "{fault:?}: {verdict:?}");
     }
     proxy.set(None);
-    world.rail.verify(&checked).await.unwrap();
+    world.verify(&checked).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,7 +194,7 @@ async fn a_dead_node_is_passed_over_and_a_wrong_one_refused() {
     let both = config(&world.anvil.url, |c| c.rpc.insert(0, dead.clone()));
     let connect = |c| EvmRail::connect(vec![c], Arc::new(Store::default()), Arc::new(WallClock));
     let rail = connect(both).await.unwrap();
-    rail.verify(&world.check(&world.credential().await)).await.unwrap();
+    rail.verify(&world.check(&world.credential().await), &Unlimited).await.unwrap();
 
     let only_dead = connect(config(&world.anvil.url, |c| c.rpc = vec![dead])).await.unwrap_err();
     assert!(matches!(only_dead, ConnectError::Unreachable { .. }));
