@@ -12,6 +12,8 @@ use anyhow::{Context, Result, ensure};
 pub enum Tool {
     /// Foundry's development node.
     Anvil,
+    /// Foundry's command line: a wallet for shell scripts.
+    Cast,
     /// The folder of npm packages.
     NodeModules,
     /// Node.js.
@@ -32,6 +34,7 @@ impl Tool {
     const fn variable(self) -> &'static str {
         match self {
             Self::Anvil => "FAREBOX_ANVIL",
+            Self::Cast => "FAREBOX_CAST",
             Self::NodeModules => "FAREBOX_NODE_MODULES",
             Self::Node => "FAREBOX_NODE",
             Self::Python => "FAREBOX_PYTHON",
