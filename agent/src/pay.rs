@@ -2,9 +2,7 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use farebox_core::{
-    Charged, Credential, EvmAddress, Offer, PaymentId, Timestamp, TransactionId, Untrusted, X402Credential,
-};
+use farebox_core::{Charged, EvmAddress, Offer, PaymentId, Timestamp, TransactionId, Untrusted, X402Credential};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use tokio::time::Instant;
@@ -337,7 +335,7 @@ impl Agent {
         let mut signed_for = offer.clone();
         signed_for.max_timeout_s = signed_for.max_timeout_s.clamp(1, parts.policy.valid_for_max.as_secs().max(1));
         let now = parts.clock.now();
-        let Credential::X402(credential) = parts.wallet.authorize(&signed_for, now).await?;
+        let credential = parts.wallet.authorize(&signed_for, now).await?;
         let payer = parts.wallet.evm_address();
         check_signed(&credential, &signed_for, payer, now)?;
         let expires_at = Timestamp::from_unix_s(credential.authorization.valid_before);

@@ -8,7 +8,7 @@ use std::sync::{
 use async_trait::async_trait;
 use farebox_agent::{FetchError, Note, Quote, Stake};
 use farebox_core::{
-    Amount, AssetId, Credential, EvmAddress, Offer, Timestamp, X402Credential,
+    Amount, AssetId, EvmAddress, Offer, Timestamp, X402Credential,
     ports::{Wallet, WalletError},
 };
 use serde_json::json;
@@ -81,10 +81,10 @@ impl Wallet for Straying {
         EvmAddress([7; 20])
     }
 
-    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError> {
-        let Credential::X402(mut signed) = CountingWallet::default().authorize(offer, now).await?;
+    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<X402Credential, WalletError> {
+        let mut signed = CountingWallet::default().authorize(offer, now).await?;
         (self.0)(&mut signed);
-        Ok(Credential::X402(signed))
+        Ok(signed)
     }
 
     async fn balance(&self, asset: &AssetId) -> Result<Amount, WalletError> {

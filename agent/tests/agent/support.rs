@@ -20,7 +20,7 @@ use axum::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use farebox_agent::{Agent, AgentBuilder, FetchError, Fetched, Journal, RetryPolicy};
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Challenge, Credential, EvmAddress, Offer, RailName, Refusal, Resource, Timestamp,
+    AcceptedTerms, Amount, AssetId, Challenge, EvmAddress, Finality, Offer, RailName, Refusal, Resource, Timestamp,
     TransferAuthorization, X402Credential, X402Version,
     ports::{Clock, Entropy, Wallet, WalletError},
 };
@@ -91,7 +91,7 @@ impl Wallet for CountingWallet {
         self.address
     }
 
-    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError> {
+    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<X402Credential, WalletError> {
         self.signed.fetch_add(1, Ordering::SeqCst);
         self.longest_s.fetch_max(u32::try_from(offer.max_timeout_s).unwrap(), Ordering::SeqCst);
         let mut nonce = [0; 32];
@@ -106,7 +106,7 @@ impl Wallet for CountingWallet {
         };
         let accepted =
             AcceptedTerms { scheme: offer.scheme.clone(), network: offer.network().clone(), requirement: None };
-        Ok(Credential::X402(X402Credential::new(X402Version::V2, accepted, authorization, vec![9; 65])))
+        Ok(X402Credential::new(X402Version::V2, accepted, authorization, vec![9; 65]))
     }
 
     async fn balance(&self, asset: &AssetId) -> Result<Amount, WalletError> {
@@ -202,6 +202,8 @@ pub(crate) fn offer(units: u128) -> Offer {
         pay_to: SELLER.into(),
         max_timeout_s: 60,
         extra: json!({"name": "USDC", "version": "2"}).as_object().unwrap().clone(),
+        finality: Finality::default(),
+        network_fee: None,
     }
 }
 

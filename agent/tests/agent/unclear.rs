@@ -10,7 +10,7 @@ use std::{
 
 use farebox_agent::{FetchError, Journal, RetryPolicy, Stake};
 use farebox_core::{
-    Amount, AssetId, Credential, EvmAddress, Offer, Timestamp,
+    Amount, AssetId, EvmAddress, Offer, Timestamp, X402Credential,
     ports::{Clock as _, Wallet, WalletError},
 };
 use serde_json::json;
@@ -137,7 +137,7 @@ impl Wallet for OneShot {
         self.0.evm_address()
     }
 
-    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<Credential, WalletError> {
+    async fn authorize(&self, offer: &Offer, now: Timestamp) -> Result<X402Credential, WalletError> {
         if self.0.signed() > 0 {
             return Err(WalletError::Unsupported { reason: "once only".to_owned() });
         }

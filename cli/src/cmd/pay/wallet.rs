@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
 use farebox_core::{
-    Amount, AssetId, Credential, EvmAddress, Offer, Timestamp,
+    Amount, AssetId, EvmAddress, Offer, Timestamp, X402Credential,
     ports::{Wallet, WalletError},
 };
 use farebox_evm::{EvmKey, LocalWallet};
@@ -60,7 +60,7 @@ impl Wallet for NoKey {
         EvmAddress([0; 20])
     }
 
-    async fn authorize(&self, _: &Offer, _: Timestamp) -> Result<Credential, WalletError> {
+    async fn authorize(&self, _: &Offer, _: Timestamp) -> Result<X402Credential, WalletError> {
         let reason = format!("there is no wallet key; set {KEY_VARIABLE}, or name a --key-file or --keystore");
         Err(WalletError::Unsupported { reason })
     }
