@@ -163,6 +163,15 @@ impl AuditEntry {
         Self { at, outcome, reason: payment.reason.clone(), subject, count: 1 }
     }
 
+    /// The line that this entry makes after `last`, the newest there is.
+    ///
+    /// # Errors
+    /// As [`AuditEntry::line`].
+    pub fn after(&self, last: Option<&AuditLine>) -> Result<AuditLine, serde_json::Error> {
+        let (sequence, previous) = AuditLine::next(last);
+        self.line(sequence, &previous)
+    }
+
     /// The line that this entry makes after one with the hash `previous`; 64 zeros before the first.
     ///
     /// # Errors
@@ -193,6 +202,14 @@ impl AuditLine {
     /// What comes before the first line.
     pub const NOTHING_BEFORE: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
+    /// Number and `previous` of the line that comes after `last`.
+    fn next(last: Option<&Self>) -> (u64, String) {
+        match last {
+            Some(last) => (last.sequence.saturating_add(1), last.hash()),
+            None => (1, Self::NOTHING_BEFORE.to_owned()),
+        }
+    }
+
     /// A line as it stands in a file.
     ///
     /// # Errors
@@ -222,10 +239,7 @@ pub fn verify_audit(
 ) -> Result<Option<AuditLine>, AuditProblem> {
     let mut last = last;
     for line in lines {
-        let (expected, before) = match &last {
-            Some(last) => (last.sequence.saturating_add(1), last.hash()),
-            None => (1, AuditLine::NOTHING_BEFORE.to_owned()),
-        };
+        let (expected, before) = AuditLine::next(last.as_ref());
         if line.sequence != expected {
             return Err(AuditProblem::Missing { expected, found: line.sequence });
         }

@@ -371,6 +371,13 @@ impl Payment {
         })
     }
 
+    /// Whether its payer is marked: a reorganisation took the money back and it has not come again, though the answer may be had.
+    #[must_use]
+    pub fn marks_payer(&self) -> bool {
+        let open = matches!(self.state, PaymentState::Settling | PaymentState::InDoubt);
+        self.reversed && (open || (self.state == PaymentState::Refused && self.delivery == Delivery::Delivered))
+    }
+
     /// How a claim on a proof that this row already holds is answered. For ledgers: on a grant, store the row it carries
     /// durably before answering. Void rows do not hold their proof and must not be passed.
     #[must_use]

@@ -388,7 +388,7 @@ pub trait Ledger: fmt::Debug + Send + Sync {
         now: Timestamp,
     ) -> Result<Vec<Offer>, LedgerUnavailable>;
 
-    /// Payers of payments that a reorganisation undid, which are in doubt, or refused after they were delivered; at most `limit`.
+    /// Payers of payments that a reorganisation undid, by [`Payment::marks_payer`], the latest first; at most `limit`.
     ///
     /// # Errors
     /// Unavailable.
@@ -438,7 +438,7 @@ impl fmt::Debug for QuoteKey {
 }
 
 /// How quote keys are exchanged.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct QuoteKeyRotation {
     /// 32 unpredictable bytes for a new key, if one is due. Its id is one more than the newest's.
     pub fresh: [u8; 32],
@@ -446,6 +446,38 @@ pub struct QuoteKeyRotation {
     pub rotate_after: Duration,
     /// How long a replaced key stays good: at least as long as the longest quote.
     pub keep_for: Duration,
+}
+
+impl fmt::Debug for QuoteKeyRotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuoteKeyRotation")
+            .field("rotate_after", &self.rotate_after)
+            .field("keep_for", &self.keep_for)
+            .finish_non_exhaustive()
+    }
+}
+
+impl QuoteKeyRotation {
+    /// The keys after it, newest first. For ledgers: store what changed durably before answering.
+    #[must_use]
+    pub fn apply(&self, mut keys: Vec<QuoteKey>, now: Timestamp) -> Vec<QuoteKey> {
+        keys.sort_by_key(|key| std::cmp::Reverse(key.id));
+        let next = match keys.first() {
+            Some(newest) if now.since(newest.since) < self.rotate_after => None,
+            Some(newest) => newest.id.checked_add(1),
+            None => Some(1),
+        };
+        if let Some(id) = next {
+            keys.insert(0, QuoteKey { id, secret: self.fresh, since: now });
+        }
+        // A key was replaced when the one after it began.
+        let mut replaced_at = None;
+        keys.retain(|key| {
+            let replaced = replaced_at.replace(key.since);
+            replaced.is_none_or(|at| now.since(at) <= self.keep_for)
+        });
+        keys
+    }
 }
 
 /// Which payments to list. `None` means any.

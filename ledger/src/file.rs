@@ -64,6 +64,12 @@ pub enum OpenError {
         /// Ours.
         expected: usize,
     },
+    /// Rows of an older file refer to payments that it does not have.
+    #[error("{rows} rows of the ledger belong to payments that it does not have, so it was not migrated")]
+    Dangling {
+        /// How many.
+        rows: i64,
+    },
     /// The file system cannot hold a write-ahead log, as some network file systems cannot.
     #[error(
         "the ledger's file system does not support write-ahead logging (journal mode is {mode})\nhint: put the file on a local disk"
@@ -90,6 +96,7 @@ impl OpenError {
             Self::NotALedger { .. } => "not_a_ledger",
             Self::Newer { .. } => "ledger_newer",
             Self::Older { .. } => "ledger_older",
+            Self::Dangling { .. } => "ledger_dangling",
             Self::NoLog { .. } => "ledger_no_log",
             Self::Sqlite(_) => "ledger_sqlite",
             Self::Thread(_) => "ledger_thread",

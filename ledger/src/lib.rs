@@ -3,6 +3,8 @@
 //! The rules of a payment's life are core's; this crate keeps rows and makes them durable. Every change waits in one queue
 //! for one writer thread, which commits whatever is waiting as a group, so that many callers share one flush to disk.
 
+mod audit;
+mod bills;
 mod file;
 mod query;
 mod reader;

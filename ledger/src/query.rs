@@ -1,17 +1,20 @@
 //! Every statement, as functions on a connection. Those that write run inside the writer's transaction.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use farebox_core::{
-    Answer, AssetId, BlockRef, Claim, Claimed, Contest, CredentialDigest, IllegalEvent, InstanceId, LaneKey, Network,
-    Offer, Payment, PaymentEvent, PaymentId, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate,
-    TransactionId, ports::PaymentFilter,
+    Amount, AmountError, Answer, AssetId, AuditEntry, BlockRef, Claim, Claimed, Contest, CredentialDigest,
+    IllegalEvent, InstanceId, LaneKey, Network, Payer, Payment, PaymentEvent, PaymentId, Permit, ProofId,
+    StoredTransaction, Timestamp, TransactionFate, TransactionId, ports::PaymentFilter,
 };
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, ToSql, params, params_from_iter};
 
-use crate::row::{
-    self, CorruptRow, Fields, PAYMENT_COLUMNS, TRANSACTION_COLUMNS, Unsigned, address_of, block_hash_text,
-    credential_digest, delivery_name, fate_name,
+use crate::{
+    audit,
+    row::{
+        self, CorruptRow, Fields, PAYMENT_COLUMNS, TRANSACTION_COLUMNS, Unsigned, address_of, block_hash_text,
+        credential_digest, delivery_name, fate_name,
+    },
 };
 
 /// Rows per page when a filter does not say.
@@ -56,6 +59,12 @@ pub(crate) enum StoreError {
     HashTaken(TransactionId),
     #[error("the id {0} is taken")]
     IdTaken(PaymentId),
+    #[error("the credits of {payer} could not be summed")]
+    CreditSum {
+        payer: Payer,
+        #[source]
+        source: AmountError,
+    },
 }
 
 pub(crate) fn find(connection: &Connection, credential: CredentialDigest) -> Result<Option<Payment>, StoreError> {
@@ -63,24 +72,28 @@ pub(crate) fn find(connection: &Connection, credential: CredentialDigest) -> Res
     one(connection, &sql, [hex::encode(credential.as_bytes())], row::payment)
 }
 
-fn holding(connection: &Connection, proof: &ProofId) -> Result<Option<Payment>, StoreError> {
+/// The payment that holds this proof.
+pub(crate) fn holding(connection: &Connection, proof: &ProofId) -> Result<Option<Payment>, StoreError> {
     let sql = format!("SELECT {PAYMENT_COLUMNS} FROM payments WHERE proof = ?1 AND state <> 'void'");
     one(connection, &sql, [proof.as_str()], row::payment)
 }
 
 pub(crate) fn claim(connection: &Connection, claim: Claim) -> Result<Claimed, StoreError> {
-    match holding(connection, &claim.proof)?.map(|held| held.contest(&claim)) {
+    let now = claim.now;
+    let payment = match holding(connection, &claim.proof)?.map(|held| held.contest(&claim)) {
         None => {
             let payment = Payment::first(claim);
             insert(connection, &payment)?;
-            Ok(Claimed::Granted(Permit::granted(payment)))
+            payment
         }
         Some(Contest::Grant(payment)) => {
             update(connection, &payment)?;
-            Ok(Claimed::Granted(Permit::granted(payment)))
+            payment
         }
-        Some(Contest::Answer(answer)) => Ok(answer),
-    }
+        Some(Contest::Answer(answer)) => return Ok(answer),
+    };
+    audit::append(connection, &[AuditEntry::claimed(&payment, now)])?;
+    Ok(Claimed::Granted(Permit::granted(payment)))
 }
 
 /// Applies `events` told by process `by`, and keeps a delivered answer until `answers_until`.
@@ -95,12 +108,15 @@ pub(crate) fn record(
     let sql = format!("SELECT {PAYMENT_COLUMNS} FROM payments WHERE id = ?1");
     let found = one(connection, &sql, [id.to_string()], row::payment)?;
     let mut payment = found.ok_or(StoreError::NoPayment(id))?;
+    let mut decisions = Vec::with_capacity(events.len());
     for event in events {
         payment.apply(event, by, now)?;
+        decisions.extend(AuditEntry::of(&payment, event, now));
     }
     if !events.is_empty() {
         update(connection, &payment)?;
     }
+    audit::append(connection, &decisions)?;
     for event in events {
         if let PaymentEvent::Delivered { answer: Some(answer) } = event {
             keep_answer(connection, id, answer, answers_until)?;
@@ -113,7 +129,7 @@ pub(crate) fn record(
 fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO payments ({PAYMENT_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
-         ?22, ?23, ?24, ?25, ?26, ?27) ON CONFLICT (id) DO NOTHING"
+         ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31) ON CONFLICT (id) DO NOTHING"
     );
     let account = payment.payer.as_str();
     let asset = &payment.amount.asset;
@@ -145,6 +161,10 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         Unsigned::from(payment.lease_until),
         serde_json::to_string(&*payment.credential)?,
         credential_digest(&payment.credential),
+        payment.credit.to_string(),
+        payment.finality.to_string(),
+        payment.reversed,
+        payment.request.as_str(),
     ])?;
     if inserted == 1 { Ok(()) } else { Err(StoreError::IdTaken(payment.id)) }
 }
@@ -152,7 +172,8 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
 /// Writes what events and take-overs change; the rest of a row is fixed by its claim.
 fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = "UPDATE payments SET state = ?2, reason = ?3, delivery = ?4, runs = ?5, transaction_id = ?6, \
-               block_number = ?7, block_hash = ?8, updated_at = ?9, holder = ?10, lease_until = ?11 WHERE id = ?1";
+               block_number = ?7, block_hash = ?8, updated_at = ?9, holder = ?10, lease_until = ?11, \
+               reversed = ?12, request = ?13 WHERE id = ?1";
     let changed = connection.prepare_cached(sql)?.execute(params![
         payment.id.to_string(),
         payment.state.as_str(),
@@ -165,6 +186,8 @@ fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         Unsigned::from(payment.updated_at),
         payment.holder.as_ref().map(InstanceId::as_str),
         Unsigned::from(payment.lease_until),
+        payment.reversed,
+        payment.request.as_str(),
     ])?;
     if changed == 1 { Ok(()) } else { Err(StoreError::NoPayment(payment.id)) }
 }
@@ -255,60 +278,30 @@ pub(crate) fn list(connection: &Connection, filter: &PaymentFilter) -> Result<Ve
     many(connection, &sql, params_from_iter(values), row::payment)
 }
 
-pub(crate) fn exchange_offers(
-    connection: &Connection,
-    route: &RouteId,
-    current: &[Offer],
-    now: Timestamp,
-) -> Result<Vec<Offer>, StoreError> {
-    let known = many(
-        connection,
-        "SELECT sequence, offer, retired_at FROM offers WHERE route = ?1 ORDER BY sequence",
-        [route.as_str()],
-        known_offer,
-    )?;
-    for (index, offer) in current.iter().enumerate() {
-        // A caller may name an offer twice; it is one offer all the same.
-        if known.iter().any(|k| k.offer == *offer) || current[..index].contains(offer) {
-            continue;
-        }
-        let sql = "INSERT INTO offers (route, offer) VALUES (?1, ?2)";
-        connection.prepare_cached(sql)?.execute(params![route.as_str(), serde_json::to_string(offer)?])?;
+pub(crate) fn marked_payers(connection: &Connection, limit: u32) -> Result<Vec<Payer>, StoreError> {
+    let sql = "SELECT payer FROM payments WHERE reversed = 1 \
+               AND (state IN ('settling', 'in_doubt') OR (state = 'refused' AND delivery = 'delivered')) \
+               GROUP BY payer ORDER BY max(updated_at) DESC, payer LIMIT ?1";
+    many(connection, sql, [limit], |row| Fields::of("payments", row).payer("payer"))
+}
+
+pub(crate) fn credits(connection: &Connection, payer: &Payer) -> Result<Vec<Amount>, StoreError> {
+    let sql = "SELECT id, asset, credit FROM payments \
+               WHERE payer_address = ?1 AND lower(payer) = ?2 AND credit <> '0' AND state = 'settled'";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params![address_of(payer.as_str()), payer.as_str().to_lowercase()])?;
+    let mut sums: BTreeMap<AssetId, Amount> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let one = row::credit(row)?;
+        let sum = match sums.get(&one.asset) {
+            Some(sum) => {
+                sum.checked_add(&one).map_err(|source| StoreError::CreditSum { payer: payer.clone(), source })?
+            }
+            None => one,
+        };
+        sums.insert(sum.asset.clone(), sum);
     }
-    let mut owed = Vec::new();
-    for KnownOffer { sequence, offer, retired_at } in known {
-        if current.contains(&offer) {
-            retire(connection, sequence, None)?;
-            continue;
-        }
-        let at = retired_at.unwrap_or(now);
-        if now < at.plus(Duration::from_secs(offer.max_timeout_s)) {
-            retire(connection, sequence, Some(at))?;
-            owed.push(offer);
-        } else {
-            connection.prepare_cached("DELETE FROM offers WHERE sequence = ?1")?.execute([sequence])?;
-        }
-    }
-    Ok(owed)
-}
-
-struct KnownOffer {
-    sequence: i64,
-    offer: Offer,
-    retired_at: Option<Timestamp>,
-}
-
-fn known_offer(row: &Row<'_>) -> Result<KnownOffer, CorruptRow> {
-    let mut fields = Fields::of("offers", row);
-    let sequence = fields.number("sequence")?;
-    let offer = fields.json("offer")?;
-    Ok(KnownOffer { sequence, offer, retired_at: fields.optional_time("retired_at")? })
-}
-
-fn retire(connection: &Connection, sequence: i64, at: Option<Timestamp>) -> Result<(), StoreError> {
-    let sql = "UPDATE offers SET retired_at = ?2 WHERE sequence = ?1";
-    connection.prepare_cached(sql)?.execute(params![sequence, at.map(Unsigned::from)])?;
-    Ok(())
+    Ok(sums.into_values().collect())
 }
 
 /// Stores a transaction and starts its payment's settlement. Storing the same again changes nothing: a caller that was told
@@ -318,8 +311,7 @@ pub(crate) fn store_transaction(
     transaction: &StoredTransaction,
     by: &InstanceId,
 ) -> Result<(), StoreError> {
-    let sql = format!("SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE hash = ?1");
-    if let Some(known) = one(connection, &sql, [transaction.hash.as_str()], row::transaction)? {
+    if let Some(known) = self::transaction(connection, &transaction.hash)? {
         let same = known.raw == transaction.raw && known.payment == transaction.payment;
         return if same { Ok(()) } else { Err(StoreError::HashTaken(known.hash)) };
     }
@@ -338,6 +330,14 @@ pub(crate) fn store_transaction(
         Unsigned::from(transaction.stored_at),
     ])?;
     Ok(())
+}
+
+pub(crate) fn transaction(
+    connection: &Connection,
+    hash: &TransactionId,
+) -> Result<Option<StoredTransaction>, StoreError> {
+    let sql = format!("SELECT {TRANSACTION_COLUMNS} FROM transactions WHERE hash = ?1");
+    one(connection, &sql, [hash.as_str()], row::transaction)
 }
 
 pub(crate) fn open_transactions(connection: &Connection, lane: &LaneKey) -> Result<Vec<StoredTransaction>, StoreError> {
@@ -399,7 +399,7 @@ pub(crate) fn asset_names(connection: &Connection) -> Result<Vec<AssetName>, Sto
     })
 }
 
-fn one<T>(
+pub(crate) fn one<T>(
     connection: &Connection,
     sql: &str,
     params: impl Params,
@@ -410,7 +410,7 @@ fn one<T>(
     Ok(found.transpose()?)
 }
 
-fn many<T>(
+pub(crate) fn many<T>(
     connection: &Connection,
     sql: &str,
     params: impl Params,

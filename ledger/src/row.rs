@@ -4,13 +4,13 @@
 use std::{borrow::Cow, error::Error, str::FromStr, sync::Arc};
 
 use farebox_core::{
-    Amount, Answer, AnswerHeader, AssetId, Binding, BlockRef, CallerId, Credential, Delivery, InstanceId, LaneKey,
-    Network, Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RouteId, StoredTransaction, Timestamp,
-    TransactionFate, TransactionId, X402Credential,
+    Amount, Answer, AnswerHeader, AssetId, Binding, BlockRef, CallerId, Credential, Delivery, Finality, InstanceId,
+    LaneKey, Network, Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RequestId, RouteId,
+    StoredTransaction, Timestamp, TransactionFate, TransactionId, TransferCredential, X402Credential,
 };
 use rusqlite::{
     Row,
-    types::{FromSql, ToSqlOutput, Value},
+    types::{FromSql, ToSqlOutput, Value, ValueRef},
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct CorruptRow {
 /// In the order in which [`payment`] reads and [`bind_payment`] binds.
 pub(crate) const PAYMENT_COLUMNS: &str = "id, proof, state, reason, delivery, runs, rail, route, method, resource, caller, \
      payer, payer_address, units, asset, network, pay_to, transaction_id, block_number, block_hash, valid_until, \
-     created_at, updated_at, holder, lease_until, credential, digest";
+     created_at, updated_at, holder, lease_until, credential, digest, credit, finality, reversed, request";
 
 /// Reads a row of [`PAYMENT_COLUMNS`].
 pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
@@ -43,17 +43,16 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
     let reason = fields.optional::<String>("reason")?.map(Cow::Owned);
     let delivery = fields.with("delivery", delivery_named)?;
     let runs = fields.number("runs")?;
-    let rail = fields.with("rail", |s| [RailName::X402].into_iter().find(|known| known.as_str() == s))?;
+    let rail = fields.with("rail", |s| RailName::ALL.into_iter().find(|known| known.as_str() == s))?;
     let binding = Binding {
         route: RouteId::new(fields.text("route")?),
         method: fields.text("method")?,
         resource: fields.text("resource")?,
         caller: CallerId::new(fields.text("caller")?),
     };
-    let payer_text = fields.text("payer")?;
-    let payer: Payer = fields.json_string("payer", &payer_text)?;
-    fields.with("payer_address", |s| (s == address_of(&payer_text)).then_some(()))?;
-    let units = fields.with("units", |s| s.parse::<u128>().ok().filter(|units| units.to_string() == s))?;
+    let payer = fields.payer("payer")?;
+    fields.with("payer_address", |s| (s == address_of(payer.as_str())).then_some(()))?;
+    let units = fields.with("units", units)?;
     let asset: AssetId = fields.parsed("asset")?;
     let network: Network = fields.parsed("network")?;
     if network != *asset.network() {
@@ -68,10 +67,17 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
     let holder = fields.optional::<String>("holder")?.map(InstanceId::new);
     let lease_until = Timestamp::from_unix_ms(fields.number("lease_until")?);
     let credential: Credential = fields.json("credential")?;
+    if credential.rail() != rail {
+        return Err(fields.wrong("credential", "it is another rail's"));
+    }
     let digest = credential_digest(&recomputed(&credential));
     fields.with("digest", |s| (s == digest).then_some(()))?;
     let credential = Arc::new(credential);
     let amount = Amount { units, asset };
+    let credit = fields.with("credit", self::units)?;
+    let finality = fields.with("finality", finality_named)?;
+    let reversed = fields.get("reversed")?;
+    let request = RequestId::new(fields.text("request")?);
     Ok(Payment {
         id,
         proof,
@@ -86,6 +92,10 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
         transaction,
         block,
         delivery,
+        credit,
+        finality,
+        reversed,
+        request,
         runs,
         valid_until,
         created_at,
@@ -127,8 +137,35 @@ pub(crate) fn block_hash_text(hash: &[u8; 32]) -> String {
 
 /// The credential with the digest that it ought to have: the one inside the JSON is only text.
 fn recomputed(credential: &Credential) -> Credential {
-    let Credential::X402(x402) = credential.clone();
-    Credential::X402(X402Credential::new(x402.version, x402.accepted, x402.authorization, x402.signature))
+    match credential.clone() {
+        Credential::X402(x402) => {
+            Credential::X402(X402Credential::new(x402.version, x402.accepted, x402.authorization, x402.signature))
+        }
+        Credential::Transfer(transfer) => {
+            Credential::Transfer(TransferCredential::new(transfer.code, transfer.announced))
+        }
+    }
+}
+
+/// Reads `id, asset, credit`.
+pub(crate) fn credit(row: &Row<'_>) -> Result<Amount, CorruptRow> {
+    let mut fields = Fields::of("payments", row);
+    fields.text("id")?;
+    let asset = fields.parsed("asset")?;
+    Ok(Amount { units: fields.with("credit", units)?, asset })
+}
+
+/// Decimal text, in its one spelling.
+fn units(text: &str) -> Option<u128> {
+    text.parse().ok().filter(|units: &u128| units.to_string() == text)
+}
+
+fn finality_named(text: &str) -> Option<Finality> {
+    let blocks = text.parse().ok().filter(|blocks| *blocks > 0).map(Finality::Blocks);
+    [blocks, Some(Finality::Safe), Some(Finality::Finalized)]
+        .into_iter()
+        .flatten()
+        .find(|known| known.to_string() == text)
 }
 
 /// What a credential is found by.
@@ -200,11 +237,12 @@ pub(crate) const fn delivery_name(delivery: Delivery) -> &'static str {
     match delivery {
         Delivery::Pending => "pending",
         Delivery::Delivered => "delivered",
+        Delivery::Credited => "credited",
     }
 }
 
 fn delivery_named(name: &str) -> Option<Delivery> {
-    [Delivery::Pending, Delivery::Delivered].into_iter().find(|known| delivery_name(*known) == name)
+    [Delivery::Pending, Delivery::Delivered, Delivery::Credited].into_iter().find(|known| delivery_name(*known) == name)
 }
 
 pub(crate) const fn fate_name(fate: TransactionFate) -> &'static str {
@@ -253,6 +291,7 @@ impl<'r, 's> Fields<'r, 's> {
 
     fn wrong(&self, column: &'static str, source: impl Into<Box<dyn Error + Send + Sync>>) -> CorruptRow {
         let key = match self.row.get_ref(0) {
+            Ok(ValueRef::Integer(number)) => number.to_string(),
             Ok(value) => farebox_core::Untrusted::from_bytes(value.as_bytes().unwrap_or(b"?")).to_string(),
             Err(error) => error.to_string(),
         };
@@ -314,9 +353,10 @@ impl<'r, 's> Fields<'r, 's> {
         serde_json::from_slice(bytes).map_err(|error| self.wrong(column, error))
     }
 
-    /// For a type whose only door is serde.
-    fn json_string<T: for<'de> Deserialize<'de>>(&self, column: &'static str, text: &str) -> Result<T, CorruptRow> {
-        let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
-        T::deserialize(value).map_err(|error| self.wrong(column, error))
+    /// By serde, the type's only door.
+    pub(crate) fn payer(&mut self, column: &'static str) -> Result<Payer, CorruptRow> {
+        let text = self.text(column)?;
+        let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(&text);
+        Payer::deserialize(value).map_err(|error| self.wrong(column, error))
     }
 }

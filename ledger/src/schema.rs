@@ -9,7 +9,7 @@ pub(crate) const APPLICATION_ID: i32 = 0x4641_5245;
 
 /// Each entry brings a file from the version before to its own; the first makes an empty file version 1. Released entries
 /// never change.
-pub(crate) const MIGRATIONS: &[&str] = &[V1];
+pub(crate) const MIGRATIONS: &[&str] = &[V1, V2];
 
 /// Times are milliseconds since the Unix epoch, amounts decimal text (SQLite's integers end at 2^63).
 ///
@@ -99,6 +99,97 @@ SELECT p.id,
 FROM payments p LEFT JOIN assets a USING (asset);
 ";
 
+/// Credit, finality, reversals and request ids; the audit log; the keys of quotes.
+///
+/// A CHECK cannot be changed in place, so the table of payments is made anew; whoever runs this has foreign keys off.
+/// What a payment of version 1 had to wait for was in the config alone, so those still to be settled wait for the chain's
+/// strongest word. Their request ids were not kept.
+///
+/// `INSERT OR REPLACE` deletes without a delete trigger, so insertion is guarded too.
+const V2: &str = "
+DROP VIEW payments_readable;
+CREATE TABLE payments_v2 (
+    id             TEXT    NOT NULL PRIMARY KEY,
+    proof          TEXT    NOT NULL,
+    state          TEXT    NOT NULL CHECK (state IN ('claimed', 'settling', 'in_doubt', 'settled', 'refused', 'void')),
+    reason         TEXT,
+    delivery       TEXT    NOT NULL CHECK (delivery IN ('pending', 'delivered', 'credited')),
+    runs           INTEGER NOT NULL CHECK (runs >= 1),
+    rail           TEXT    NOT NULL,
+    route          TEXT    NOT NULL,
+    method         TEXT    NOT NULL,
+    resource       TEXT    NOT NULL,
+    caller         TEXT    NOT NULL,
+    payer          TEXT    NOT NULL,
+    payer_address  TEXT    NOT NULL,
+    units          TEXT    NOT NULL CHECK (units <> '' AND units NOT GLOB '*[^0-9]*'),
+    asset          TEXT    NOT NULL,
+    network        TEXT    NOT NULL,
+    pay_to         TEXT    NOT NULL,
+    transaction_id TEXT,
+    block_number   INTEGER,
+    block_hash     TEXT,
+    valid_until    INTEGER NOT NULL,
+    created_at     INTEGER NOT NULL,
+    updated_at     INTEGER NOT NULL,
+    holder         TEXT,
+    lease_until    INTEGER NOT NULL,
+    credential     TEXT    NOT NULL,
+    digest         TEXT    NOT NULL,
+    credit         TEXT    NOT NULL CHECK (credit <> '' AND credit NOT GLOB '*[^0-9]*'),
+    finality       TEXT    NOT NULL CHECK (finality IN ('safe', 'finalized') OR (finality GLOB '[1-9]*' AND finality NOT GLOB '*[^0-9]*')),
+    reversed       INTEGER NOT NULL CHECK (reversed IN (0, 1)),
+    request        TEXT    NOT NULL
+) STRICT;
+INSERT INTO payments_v2 SELECT
+    id, proof, state, reason, delivery, runs, rail, route, method, resource, caller, payer, payer_address, units, asset,
+    network, pay_to, transaction_id, block_number, block_hash, valid_until, created_at, updated_at, holder, lease_until,
+    credential, digest,
+    '0', 'finalized', 0, 'unknown'
+FROM payments;
+DROP TABLE payments;
+ALTER TABLE payments_v2 RENAME TO payments;
+CREATE UNIQUE INDEX payments_proof ON payments (proof) WHERE state <> 'void';
+CREATE INDEX payments_digest ON payments (digest) WHERE state <> 'void';
+CREATE INDEX payments_payer ON payments (payer_address, id);
+CREATE INDEX payments_transaction ON payments (transaction_id) WHERE transaction_id IS NOT NULL;
+CREATE INDEX payments_block ON payments (network, block_number, block_hash) WHERE state = 'settled';
+CREATE INDEX payments_unresolved ON payments (updated_at, id) WHERE state IN ('claimed', 'settling', 'in_doubt');
+CREATE INDEX payments_held ON payments (holder) WHERE holder IS NOT NULL;
+CREATE INDEX payments_credit ON payments (payer_address) WHERE credit <> '0';
+CREATE INDEX payments_reversed ON payments (payer) WHERE reversed = 1;
+
+CREATE VIEW payments_readable AS
+SELECT p.id,
+       strftime('%Y-%m-%dT%H:%M:%fZ', p.created_at / 1000.0, 'unixepoch') AS created_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', p.updated_at / 1000.0, 'unixepoch') AS updated_at,
+       p.state, p.reason, p.delivery, p.runs, p.rail, p.route, p.method, p.resource, p.payer,
+       p.units, p.credit, a.symbol, a.decimals, p.asset, p.network, p.pay_to, p.transaction_id, p.block_number, p.block_hash,
+       p.finality, p.reversed, p.request, p.holder
+FROM payments p LEFT JOIN assets a USING (asset);
+
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY,
+    at       INTEGER NOT NULL,
+    payment  TEXT,
+    line     TEXT    NOT NULL
+) STRICT;
+CREATE INDEX audit_payment ON audit (payment) WHERE payment IS NOT NULL;
+CREATE TRIGGER audit_is_appended_to BEFORE INSERT ON audit
+WHEN NEW.sequence IS NOT (SELECT coalesce(max(sequence), 0) + 1 FROM audit)
+BEGIN SELECT RAISE(ABORT, 'the audit log has no gaps: entries are appended'); END;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log is not changed: entries are appended'); END;
+CREATE TRIGGER audit_is_not_cut BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'the audit log is not cut: entries are appended'); END;
+
+CREATE TABLE quote_keys (
+    id     INTEGER PRIMARY KEY,
+    secret BLOB    NOT NULL CHECK (length(secret) = 32),
+    since  INTEGER NOT NULL
+) STRICT;
+";
+
 /// Brings the file to the newest version, all or nothing. Returns the version it had.
 pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<usize, OpenError> {
     let found = version(connection)?;
@@ -106,14 +197,27 @@ pub(crate) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Resul
         return Ok(found);
     }
     check_not_newer(found, migrations.len())?;
+    // With foreign keys on, a table that others refer to cannot be made anew. Cannot be changed within a transaction.
+    connection.pragma_update(None, "foreign_keys", false)?;
+    let migrated = migrate_from(found, connection, migrations);
+    connection.pragma_update(None, "foreign_keys", true)?;
+    migrated?;
+    Ok(found)
+}
+
+fn migrate_from(found: usize, connection: &mut Connection, migrations: &[&str]) -> Result<(), OpenError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
     for step in migrations.iter().skip(found) {
         transaction.execute_batch(step)?;
     }
+    let dangling: i64 = transaction.query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))?;
+    if dangling > 0 {
+        return Err(OpenError::Dangling { rows: dangling });
+    }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", i64::try_from(migrations.len()).unwrap_or(i64::MAX))?;
     transaction.commit()?;
-    Ok(found)
+    Ok(())
 }
 
 /// For readers, which must not migrate.

@@ -4,14 +4,17 @@ use std::{path::Path, time::Duration};
 
 use async_trait::async_trait;
 use farebox_core::{
-    Answer, BlockRef, Claim, Claimed, CredentialDigest, InstanceId, LaneKey, Network, Offer, Payment, PaymentEvent,
-    PaymentId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
-    ports::{BoxError, Ledger, LedgerUnavailable, PaymentFilter, RecordError, TransactionStore},
+    Amount, Answer, AuditEntry, AuditLine, BlockRef, Claim, Claimed, CredentialDigest, InstanceId, LaneKey, Network,
+    Offer, Payer, Payment, PaymentEvent, PaymentId, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate,
+    TransactionId,
+    ports::{
+        BoxError, Ledger, LedgerUnavailable, PaymentFilter, QuoteKey, QuoteKeyRotation, RecordError, TransactionStore,
+    },
 };
 use rusqlite::Connection;
 
 use crate::{
-    AssetName, OpenError,
+    AssetName, OpenError, audit, bills,
     file::{Files, connect_writer, take},
     query::{self, StoreError},
     reads::Reads,
@@ -132,6 +135,11 @@ impl Ledger for SqliteLedger {
         self.read("look a credential up", move |c| query::find(c, credential)).await
     }
 
+    async fn find_proof(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable> {
+        let proof = proof.clone();
+        self.read("look a proof up", move |c| query::holding(c, &proof)).await
+    }
+
     async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerUnavailable> {
         self.write("claim a proof", Orphan::Skip, move |c| query::claim(c, claim)).await
     }
@@ -177,7 +185,28 @@ impl Ledger for SqliteLedger {
         now: Timestamp,
     ) -> Result<Vec<Offer>, LedgerUnavailable> {
         let (route, current) = (route.clone(), current.to_vec());
-        self.write("exchange offers", Orphan::Do, move |c| query::exchange_offers(c, &route, &current, now)).await
+        self.write("exchange offers", Orphan::Do, move |c| bills::exchange_offers(c, &route, &current, now)).await
+    }
+
+    async fn marked_payers(&self, limit: u32) -> Result<Vec<Payer>, LedgerUnavailable> {
+        self.read("list marked payers", move |c| query::marked_payers(c, limit)).await
+    }
+
+    async fn credits(&self, payer: &Payer) -> Result<Vec<Amount>, LedgerUnavailable> {
+        let payer = payer.clone();
+        self.read("sum a payer's credits", move |c| query::credits(c, &payer)).await
+    }
+
+    async fn quote_keys(&self, rotation: QuoteKeyRotation, now: Timestamp) -> Result<Vec<QuoteKey>, LedgerUnavailable> {
+        self.write("exchange quote keys", Orphan::Do, move |c| bills::quote_keys(c, &rotation, now)).await
+    }
+
+    async fn audit(&self, entries: Vec<AuditEntry>) -> Result<(), LedgerUnavailable> {
+        self.write("write the audit log", Orphan::Do, move |c| audit::append(c, &entries)).await
+    }
+
+    async fn audit_lines(&self, after: u64, limit: u32) -> Result<Vec<AuditLine>, LedgerUnavailable> {
+        self.read("read the audit log", move |c| audit::lines(c, after, limit)).await
     }
 }
 
@@ -196,6 +225,11 @@ impl TransactionStore for SqliteLedger {
 
     async fn transactions_of(&self, payment: PaymentId) -> Result<Vec<StoredTransaction>, LedgerUnavailable> {
         self.read("list a payment's transactions", move |c| query::transactions_of(c, payment)).await
+    }
+
+    async fn transaction(&self, hash: &TransactionId) -> Result<Option<StoredTransaction>, LedgerUnavailable> {
+        let hash = hash.clone();
+        self.read("look a transaction up", move |c| query::transaction(c, &hash)).await
     }
 
     async fn last_nonce(&self, lane: &LaneKey) -> Result<Option<u64>, LedgerUnavailable> {

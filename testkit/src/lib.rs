@@ -3,18 +3,24 @@
 //!
 //! Only tests depend on this crate.
 
+mod chain;
 mod clock;
 pub mod conformance;
 mod entropy;
 mod memory;
 mod payer;
 mod rail;
+mod transfers;
 
 pub use clock::ManualClock;
 pub use entropy::SeededEntropy;
 pub use memory::{Fault, MemoryLedger};
-pub use payer::{TEST_ASSET_DECIMALS, TestPayer, proof_of, test_asset, test_claim, test_network};
+pub use payer::{
+    Purchase, TEST_ASSET_DECIMALS, TestPayer, proof_of, test_asset, test_claim, test_hash, test_network, test_offer,
+    test_request, test_transfer_claim, transaction_of,
+};
 pub use rail::{Call, ScriptedRail, SettleStep, SettleWith};
+pub use transfers::{ScriptedTransfers, TestLookups, TransferCall, Verdict};
 
 #[cfg(test)]
 mod tests {

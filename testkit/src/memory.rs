@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use farebox_core::{
-    Answer, BlockRef, Claim, Claimed, Contest, CredentialDigest, InstanceId, LaneKey, Network, Offer, Payment,
-    PaymentEvent, PaymentId, PaymentState, Permit, ProofId, RouteId, StoredTransaction, Timestamp, TransactionFate,
-    TransactionId,
-    ports::{Ledger, LedgerUnavailable, PaymentFilter, RecordError, TransactionStore},
+    Amount, Answer, AssetId, AuditEntry, AuditLine, BlockRef, Claim, Claimed, Contest, CredentialDigest, InstanceId,
+    LaneKey, Network, Offer, Payer, Payment, PaymentEvent, PaymentId, PaymentState, Permit, ProofId, RouteId,
+    StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    ports::{Ledger, LedgerUnavailable, PaymentFilter, QuoteKey, QuoteKeyRotation, RecordError, TransactionStore},
 };
 use parking_lot::Mutex;
 
@@ -43,6 +43,8 @@ struct Books {
     transactions: Vec<StoredTransaction>,
     /// Offers of each route, in order of first use, with the time they were retired.
     offers: BTreeMap<RouteId, Vec<(Offer, Option<Timestamp>)>>,
+    quote_keys: Vec<QuoteKey>,
+    audit: Vec<AuditLine>,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +98,12 @@ impl MemoryLedger {
         self.books.lock().transactions.clone()
     }
 
+    /// The audit log, oldest first.
+    #[must_use]
+    pub fn audit_log(&self) -> Vec<AuditLine> {
+        self.books.lock().audit.clone()
+    }
+
     /// Does `work` on the books, under this operation's fault if one is planned.
     fn with<T>(
         &self,
@@ -141,17 +149,23 @@ impl Ledger for MemoryLedger {
         })
     }
 
+    async fn find_proof(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable> {
+        self.ask("look a proof up", |books| books.holding(proof).cloned())
+    }
+
     async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerUnavailable> {
         self.ask("claim a proof", |books| {
+            let now = claim.now;
             let held = books.holding(&claim.proof).cloned();
             let granted = match held.map(|payment| payment.contest(&claim)) {
                 None => Payment::first(claim),
                 Some(Contest::Grant(payment)) => payment,
-                Some(Contest::Answer(answer)) => return answer,
+                Some(Contest::Answer(answer)) => return Ok(answer),
             };
+            books.append(&[AuditEntry::claimed(&granted, now)])?;
             books.payments.insert(granted.id, granted.clone());
-            Claimed::Granted(Permit::granted(granted))
-        })
+            Ok(Claimed::Granted(Permit::granted(granted)))
+        })?
     }
 
     async fn record(&self, id: PaymentId, events: Vec<PaymentEvent>, now: Timestamp) -> Result<Payment, RecordError> {
@@ -236,6 +250,51 @@ impl Ledger for MemoryLedger {
             known.iter().filter(|(_, retired)| retired.is_some()).map(|(offer, _)| offer.clone()).collect()
         })
     }
+
+    async fn marked_payers(&self, limit: u32) -> Result<Vec<Payer>, LedgerUnavailable> {
+        self.ask("list marked payers", |books| {
+            let mut marking: Vec<_> = books.payments.values().filter(|p| p.marks_payer()).collect();
+            marking.sort_by(|a, b| b.updated_at.cmp(&a.updated_at).then(a.payer.as_str().cmp(b.payer.as_str())));
+            let mut payers: Vec<Payer> = Vec::new();
+            for payment in marking {
+                if !payers.contains(&payment.payer) {
+                    payers.push(payment.payer.clone());
+                }
+            }
+            payers.truncate(limit as usize);
+            payers
+        })
+    }
+
+    async fn credits(&self, payer: &Payer) -> Result<Vec<Amount>, LedgerUnavailable> {
+        self.ask("sum a payer's credits", |books| {
+            let mut sums: BTreeMap<AssetId, u128> = BTreeMap::new();
+            let theirs = |p: &&Payment| p.payer.as_str().eq_ignore_ascii_case(payer.as_str()) && p.credit > 0;
+            for payment in books.payments.values().filter(theirs).filter(|p| p.state == PaymentState::Settled) {
+                let sum = sums.entry(payment.amount.asset.clone()).or_default();
+                let next = sum.checked_add(payment.credit);
+                *sum = next.ok_or_else(|| unavailable("sum a payer's credits", "they are 2^128 units or more"))?;
+            }
+            Ok(sums.into_iter().map(|(asset, units)| Amount { units, asset }).collect())
+        })?
+    }
+
+    async fn quote_keys(&self, rotation: QuoteKeyRotation, now: Timestamp) -> Result<Vec<QuoteKey>, LedgerUnavailable> {
+        self.ask("exchange quote keys", |books| {
+            books.quote_keys = rotation.apply(std::mem::take(&mut books.quote_keys), now);
+            books.quote_keys.clone()
+        })
+    }
+
+    async fn audit(&self, entries: Vec<AuditEntry>) -> Result<(), LedgerUnavailable> {
+        self.ask("write the audit log", |books| books.append(&entries))?
+    }
+
+    async fn audit_lines(&self, after: u64, limit: u32) -> Result<Vec<AuditLine>, LedgerUnavailable> {
+        self.ask("read the audit log", |books| {
+            books.audit.iter().filter(|line| line.sequence > after).take(limit as usize).cloned().collect()
+        })
+    }
 }
 
 #[async_trait]
@@ -268,6 +327,10 @@ impl TransactionStore for MemoryLedger {
         self.ask("list a payment's transactions", |books| {
             books.transactions.iter().filter(|t| t.payment == Some(payment)).cloned().collect()
         })
+    }
+
+    async fn transaction(&self, hash: &TransactionId) -> Result<Option<StoredTransaction>, LedgerUnavailable> {
+        self.ask("look a transaction up", |books| books.transactions.iter().find(|t| t.hash == *hash).cloned())
     }
 
     async fn last_nonce(&self, lane: &LaneKey) -> Result<Option<u64>, LedgerUnavailable> {
@@ -304,11 +367,23 @@ impl Books {
         now: Timestamp,
     ) -> Result<Payment, RecordError> {
         let mut payment = self.payments.get(&id).ok_or(RecordError::NotFound { id })?.clone();
+        let mut decisions = Vec::new();
         for event in events {
             payment.apply(event, by, now)?;
+            decisions.extend(AuditEntry::of(&payment, event, now));
         }
+        self.append(&decisions)?;
         self.payments.insert(id, payment.clone());
         Ok(payment)
+    }
+
+    fn append(&mut self, entries: &[AuditEntry]) -> Result<(), LedgerUnavailable> {
+        for entry in entries {
+            let line = entry.after(self.audit.last());
+            let line = line.map_err(|e| LedgerUnavailable { operation: "write the audit log", source: e.into() })?;
+            self.audit.push(line);
+        }
+        Ok(())
     }
 }
 

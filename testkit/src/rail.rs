@@ -10,16 +10,16 @@ use std::{
 
 use async_trait::async_trait;
 use farebox_core::{
-    Amount, BlockRef, Credential, EvmAddress, LaneKey, Network, Offer, Payment, PaymentId, Permit, Price, ProofId,
-    RailName, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Amount, BlockRef, Credential, FeeTerms, Finality, LaneKey, Network, Offer, Payment, PaymentId, Permit, Price,
+    ProofId, RailName, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     ports::{
-        BoxError, Canonical, Checked, Clock, OfferError, Rail, Rejected, Settlement, SignatureCheck, TransactionStore,
-        VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Clock, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
+        SignatureCheck, Timely, TransactionStore, Verified, VerifyError,
     },
 };
 use parking_lot::Mutex;
 
-use crate::{TEST_ASSET_DECIMALS, proof_of, test_asset, test_network};
+use crate::{TEST_ASSET_DECIMALS, chain::ScriptedChain, proof_of, test_asset, test_network, test_offer};
 
 /// A rail whose chain is a map. Without a script every honest credential is accepted and settled at once.
 ///
@@ -39,9 +39,7 @@ struct Script {
     resolutions: VecDeque<SettleWith>,
     calls: Vec<Call>,
     mined: BTreeMap<ProofId, (TransactionId, BlockRef)>,
-    height: u64,
-    revocable_from: u64,
-    chain_is_lost: bool,
+    chain: ScriptedChain,
     nonce: u64,
 }
 
@@ -136,24 +134,27 @@ impl ScriptedRail {
         self.script.lock().resolutions.push_back(with);
     }
 
-    /// Forgets the mined transaction of `proof`, as a reorganisation does.
+    /// Another block takes the place of the one with the transaction of `proof`, as in a reorganisation.
     pub fn reorganise(&self, proof: &ProofId) {
-        self.script.lock().mined.remove(proof);
+        let mut script = self.script.lock();
+        if let Some((_, block)) = script.mined.remove(proof) {
+            script.chain.replace(block.number);
+        }
     }
 
     /// Blocks below `height` can no longer be undone. At first every block can.
     pub fn finalise_below(&self, height: u64) {
-        self.script.lock().revocable_from = height;
+        self.script.lock().chain.finalise_below(height);
     }
 
-    /// From now on no node answers [`Rail::revocable`] and [`Rail::is_canonical`].
+    /// From now on no node answers [`Rail::windows`] and [`Rail::is_canonical`].
     pub fn lose_chain(&self) {
-        self.script.lock().chain_is_lost = true;
+        self.script.lock().chain.is_lost = true;
     }
 
     /// Undoes [`ScriptedRail::lose_chain`].
     pub fn find_chain(&self) {
-        self.script.lock().chain_is_lost = false;
+        self.script.lock().chain.is_lost = false;
     }
 
     /// Every question so far.
@@ -201,11 +202,12 @@ impl ScriptedRail {
     /// The first transaction mined for a proof is the only one: the token refuses a used nonce.
     fn mine(&self, proof: &ProofId, hash: TransactionId) -> Settlement {
         let mut script = self.script.lock();
-        script.height += 1;
-        let number = script.height;
-        let block = BlockRef { number, hash: [u8::try_from(number % 251).unwrap_or(0); 32] };
-        let (transaction, block) = script.mined.entry(proof.clone()).or_insert((hash, block)).clone();
-        Settlement::Final { transaction, block }
+        if let Some((transaction, block)) = script.mined.get(proof).cloned() {
+            return Settlement::Final { transaction, block };
+        }
+        let block = script.chain.mine();
+        script.mined.insert(proof.clone(), (hash.clone(), block));
+        Settlement::Final { transaction: hash, block }
     }
 
     fn transaction_for(&self, payment: PaymentId) -> StoredTransaction {
@@ -229,71 +231,53 @@ impl Rail for ScriptedRail {
         RailName::X402
     }
 
-    fn offers(&self, price: &Price) -> Result<Vec<Offer>, OfferError> {
-        let amount = match price {
-            Price::Usd(amount) => *amount,
-            Price::Token { amount, symbol } if symbol == "USDC" => *amount,
-            Price::Token { .. } => return Err(OfferError::NoAsset { price: price.clone() }),
-        };
-        let units = amount.to_units(TEST_ASSET_DECIMALS).map_err(|source| OfferError::NotExact {
-            price: price.clone(),
-            symbol: "USDC".into(),
-            network: test_network(),
-            source: Box::new(source),
-        })?;
-        let extra = serde_json::json!({ "name": "USDC", "version": "2" });
-        Ok(vec![Offer {
-            rail: RailName::X402,
-            scheme: "exact".into(),
-            amount: Amount { units, asset: test_asset() },
-            asset_on_wire: format!("{:x}", EvmAddress([0x5c; 20])).into(),
-            pay_to: Self::PAY_TO.into(),
-            max_timeout_s: 60,
-            extra: extra.as_object().cloned().unwrap_or_default(),
-        }])
+    fn offers(&self, price: &Price, _fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
+        offer_for(RailName::X402, price)
     }
 
-    fn check(&self, credential: &Credential, offers: &[Offer], now: Timestamp) -> Result<Checked, Rejected> {
-        let Credential::X402(x402) = credential;
+    fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {
+        let Credential::X402(x402) = presented.credential else { return Err(rejected("unsupported_scheme")) };
         let signed = &x402.authorization;
-        let proof = proof_of(credential, &test_asset());
         let mut script = self.script.lock();
-        script.calls.push(Call::Check(proof.clone()));
-        let offer = offers
+        script.calls.push(Call::Check(proof_of(presented.credential, &test_asset())));
+        let offer = presented
+            .offers
             .iter()
             .find(|o| {
-                o.scheme == x402.accepted.scheme
+                o.rail == RailName::X402
+                    && o.scheme == x402.accepted.scheme
                     && *o.network() == x402.accepted.network
                     && o.amount.units == signed.value
                     && o.pay_to.parse() == Ok(signed.to)
             })
             .ok_or_else(|| rejected("invalid_payment_requirements"))?;
-        if now.unix_s() >= signed.valid_before {
+        if presented.now.unix_s() >= signed.valid_before {
             return Err(rejected("invalid_exact_evm_payload_authorization_valid_before"));
         }
         if let Some(no) = script.checks.pop_front() {
             return Err(no);
         }
         Ok(Checked {
-            proof,
-            credential: Arc::new(credential.clone()),
+            credential: Arc::new(presented.credential.clone()),
             offer: offer.clone(),
             payer: farebox_core::Payer::new(offer.network(), &format!("{:x}", signed.from)),
             valid_until: Timestamp::from_unix_s(signed.valid_before),
             signature: SignatureCheck::Recovered,
+            timely: Timely::Yes,
         })
     }
 
-    async fn verify(&self, checked: &Checked) -> Result<(), VerifyError> {
+    async fn verify(&self, checked: &Checked, _lookups: &dyn Lookups) -> Result<Verified, VerifyError> {
+        let proof = proof_of(&checked.credential, &test_asset());
         let mut script = self.script.lock();
-        script.calls.push(Call::Verify(checked.proof.clone()));
+        script.calls.push(Call::Verify(proof.clone()));
         if let Some(verdict) = script.verdicts.pop_front() {
-            return verdict;
+            return verdict.map(|()| Verified::Authorised(proof));
         }
         // What a token says of a nonce it has seen.
-        match script.mined.contains_key(&checked.proof) {
+        match script.mined.contains_key(&proof) {
             true => Err(VerifyError::Rejected(rejected("invalid_exact_evm_nonce_already_used"))),
-            false => Ok(()),
+            false => Ok(Verified::Authorised(proof)),
         }
     }
 
@@ -320,25 +304,39 @@ impl Rail for ScriptedRail {
         }
     }
 
-    async fn revocable(&self) -> Vec<(Network, u64)> {
-        let script = self.script.lock();
-        if script.chain_is_lost { Vec::new() } else { vec![(test_network(), script.revocable_from)] }
+    async fn windows(&self) -> Vec<ChainWindow> {
+        self.script.lock().chain.windows()
     }
 
     async fn is_canonical(&self, _network: &Network, block: &BlockRef) -> Result<Canonical, BoxError> {
-        let script = self.script.lock();
-        if script.chain_is_lost {
-            return Err("scripted: no node answers".into());
-        }
-        let holds = script.mined.values().any(|(_, mined)| mined == block);
-        Ok(if holds { Canonical::Holds } else { Canonical::Gone })
+        self.script.lock().chain.is_canonical(block)
+    }
+
+    fn deepest(&self, _network: &Network) -> Finality {
+        Finality::Finalized
     }
 }
 
-fn rejected(code: &'static str) -> Rejected {
+/// The one offer of a scripted rail: dollars and `USDC` at par.
+pub(crate) fn offer_for(rail: RailName, price: &Price) -> Result<Vec<Offer>, OfferError> {
+    let amount = match price {
+        Price::Usd(amount) => *amount,
+        Price::Token { amount, symbol } if symbol == "USDC" => *amount,
+        Price::Token { .. } => return Err(OfferError::NoAsset { price: price.clone() }),
+    };
+    let units = amount.to_units(TEST_ASSET_DECIMALS).map_err(|source| OfferError::NotExact {
+        price: price.clone(),
+        symbol: "USDC".into(),
+        network: test_network(),
+        source: Box::new(source),
+    })?;
+    Ok(vec![Offer { amount: Amount { units, asset: test_asset() }, ..test_offer(rail) }])
+}
+
+pub(crate) fn rejected(code: &'static str) -> Rejected {
     Rejected { code: Cow::Borrowed(code), detail: format!("scripted: {code}") }
 }
 
-fn in_doubt(transaction: Option<TransactionId>, why: &'static str) -> Settlement {
+pub(crate) fn in_doubt(transaction: Option<TransactionId>, why: &'static str) -> Settlement {
     Settlement::InDoubt { transaction, source: why.into() }
 }

@@ -38,6 +38,9 @@ fn claim(holder: &str, now_s: u64) -> Claim {
         amount: Amount { units: 10_000, asset: AssetId::erc20(network, address) },
         pay_to: "0x02".into(),
         valid_until: Timestamp::from_unix_s(1_000),
+        finality: Finality::default(),
+        arrived: None,
+        request: RequestId::new("req_1"),
         holder: InstanceId::new(holder),
         lease: Duration::from_secs(60),
         now: Timestamp::from_unix_s(now_s),
@@ -74,7 +77,7 @@ fn a_proof_is_good_for_one_request_only() {
     let elsewhere = Claim { binding: binding("/dear"), ..claim("a", 100) };
     assert_eq!(contest(&payment, elsewhere), "foreign");
     let mut other = claim("a", 100);
-    let Credential::X402(x402) = Arc::make_mut(&mut other.credential);
+    let Credential::X402(x402) = Arc::make_mut(&mut other.credential) else { unreachable!("an x402 claim") };
     *x402 = X402Credential::new(x402.version, x402.accepted.clone(), x402.authorization.clone(), vec![5; 65]);
     assert_eq!(contest(&payment, other), "foreign");
 }

@@ -7,8 +7,9 @@ mod rules;
 use std::{fmt, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Amount, Answer, AnswerHeader, Binding, BlockRef, CallerId, Claim, Claimed, Credential, InstanceId, LaneKey, Offer,
-    Payment, PaymentEvent, PaymentId, RailName, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Amount, Answer, AnswerHeader, Arrived, ArrivedFor, AuditEntry, AuditOutcome, AuditSubject, Binding, BlockRef,
+    CallerId, Claim, Claimed, Credential, Finality, InstanceId, LaneKey, Offer, Payment, PaymentEvent, PaymentId,
+    ProofId, RailName, RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     X402Credential,
     ports::{Ledger, TransactionStore},
 };
@@ -16,7 +17,7 @@ use farebox_core::{
 pub use model::agrees_with_the_model;
 pub use rules::obeys_the_rules;
 
-use crate::{ScriptedRail, TestPayer, proof_of, test_asset, test_network};
+use crate::{Purchase, TestPayer, proof_of, test_asset, test_hash, test_network, test_offer, transaction_of};
 
 /// What the gateway needs of one ledger.
 pub trait LedgerStore: Ledger + TransactionStore {}
@@ -61,15 +62,7 @@ fn route(number: usize) -> RouteId {
 }
 
 fn offer(units: u128) -> Offer {
-    Offer {
-        rail: RailName::X402,
-        scheme: "exact".into(),
-        amount: Amount { units, asset: test_asset() },
-        asset_on_wire: "0x5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c".into(),
-        pay_to: ScriptedRail::PAY_TO.into(),
-        max_timeout_s: 60,
-        extra: serde_json::Map::from_iter([("name".to_owned(), "USDC".into()), ("version".to_owned(), "2".into())]),
-    }
+    Offer { amount: Amount { units, asset: test_asset() }, ..test_offer(RailName::X402) }
 }
 
 /// A claim of proof `proof` for the resource `resource`; another `signature` makes another credential of the same proof.
@@ -78,47 +71,102 @@ struct ClaimOf {
     proof: usize,
     signature: u8,
     resource: usize,
+    /// So many units came by a transfer, and for what; nothing for an x402 credential.
+    arrived: Option<(u128, ArrivedFor)>,
     holder: InstanceId,
     now: Timestamp,
 }
 
 impl ClaimOf {
     fn first(proof: usize, now: Timestamp) -> Self {
-        Self { id: payment_id(proof, now), proof, signature: 1, resource: 0, holder: instance(0), now }
+        let id = payment_id(proof, now);
+        Self { id, proof, signature: 1, resource: 0, arrived: None, holder: instance(0), now }
+    }
+
+    /// By a transfer of `units` for a price of [`PRICE`].
+    fn transfer(proof: usize, units: u128, now: Timestamp) -> Self {
+        Self { arrived: Some((units, ArrivedFor::Delivery)), ..Self::first(proof, now) }
+    }
+
+    /// By a transfer of `units` that came too late.
+    fn late(proof: usize, units: u128, now: Timestamp) -> Self {
+        let late = ArrivedFor::Credit { code: "paid_too_late".into() };
+        Self { arrived: Some((units, late)), ..Self::first(proof, now) }
+    }
+
+    fn payer(&self) -> TestPayer {
+        TestPayer(u8::try_from(self.proof % 3).unwrap_or(0))
     }
 
     fn build(self) -> Claim {
-        // Units beyond 2^64, which a careless column type would cut.
-        let offer = offer(u128::MAX - self.proof as u128);
-        let payer = TestPayer(u8::try_from(self.proof % 3).unwrap_or(0));
         let valid_until = START.plus(Duration::from_secs(600));
-        let Credential::X402(signed) = payer.pay(&offer, self.proof as u64, valid_until);
-        let credential = Credential::X402(X402Credential::new(
-            signed.version,
-            signed.accepted,
-            signed.authorization,
-            vec![self.signature; 65],
-        ));
+        let (offer, credential, proof, arrived) = match &self.arrived {
+            None => self.x402(valid_until),
+            Some((units, purpose)) => self.transferred(*units, purpose.clone(), valid_until),
+        };
+        let payer = self.payer().account(&test_network());
         Claim {
             id: self.id,
-            proof: proof_of(&credential, &test_asset()),
-            rail: RailName::X402,
+            proof,
+            rail: offer.rail,
             binding: Binding {
                 route: route(self.resource % 2),
                 method: "GET".into(),
                 resource: format!("/{}?q='\"%00\u{1b}é", self.resource),
                 caller: CallerId::from_key(b"key"),
             },
-            payer: payer.account(&test_network()),
+            payer,
             amount: offer.amount,
             pay_to: offer.pay_to,
             valid_until,
+            finality: if self.proof % 2 == 0 { Finality::Blocks(3) } else { Finality::Safe },
+            arrived,
+            request: request_of(self.id),
             holder: self.holder,
             lease: LEASE,
             now: self.now,
             credential: Arc::new(credential),
         }
     }
+
+    fn x402(&self, valid_until: Timestamp) -> (Offer, Credential, ProofId, Option<Arrived>) {
+        // Units beyond 2^64, which a careless column type would cut.
+        let offer = offer(u128::MAX - self.proof as u128);
+        let Credential::X402(signed) = self.payer().pay(&offer, self.proof as u64, valid_until) else {
+            panic!("a test payer pays by x402")
+        };
+        let signature = vec![self.signature; 65];
+        let x402 = X402Credential::new(signed.version, signed.accepted, signed.authorization, signature);
+        let credential = Credential::X402(x402);
+        let proof = proof_of(&credential, &test_asset());
+        (offer, credential, proof, None)
+    }
+
+    fn transferred(
+        &self,
+        units: u128,
+        purpose: ArrivedFor,
+        valid_until: Timestamp,
+    ) -> (Offer, Credential, ProofId, Option<Arrived>) {
+        let offer = Offer { amount: Amount { units: PRICE, asset: test_asset() }, ..test_offer(RailName::Transfer) };
+        let quote = format!("quote-{}", self.signature);
+        let url = "https://api.example.com/0";
+        let purchase = Purchase { quote: &quote, method: "GET", url, code_expires_at: valid_until };
+        let hash = test_hash(self.proof as u64);
+        let credential = self.payer().claim_transfer(&offer, hash, purchase);
+        let transaction = transaction_of(&hash);
+        let proof = ProofId::transfer(&test_network(), &transaction, Some(0));
+        let arrived = Arrived { transaction, block: block(self.proof as u64), units, purpose };
+        (offer, credential, proof, Some(arrived))
+    }
+}
+
+/// What a transfer has to bring.
+const PRICE: u128 = 10_000;
+
+/// Every claim comes with a request of its own.
+fn request_of(id: PaymentId) -> RequestId {
+    RequestId::new(id.to_string().replace("pay_", "req_"))
 }
 
 fn transaction(number: u64, payment: Option<PaymentId>, now: Timestamp) -> StoredTransaction {
@@ -154,6 +202,23 @@ fn delivered(body: &[u8]) -> PaymentEvent {
     // Header values need not be UTF-8.
     let headers = vec![header("content-type", b"text/plain"), header("x-odd", &[0x80, 0xff])];
     PaymentEvent::Delivered { answer: Some(Answer { status: 200, headers, body: body.to_vec() }) }
+}
+
+/// A credential that was refused before any claim.
+fn rejection(at: Timestamp) -> AuditEntry {
+    let subject = AuditSubject {
+        payment: None,
+        request: RequestId::new("req_rejected"),
+        rail: RailName::Transfer,
+        route: route(0),
+        method: "GET".into(),
+        resource: "/\"\n\u{1b}é".into(),
+        payer: Some(TestPayer(0).account(&test_network())),
+        amount: None,
+        credit: None,
+        transaction: Some(transaction_of(&test_hash(0))),
+    };
+    AuditEntry { at, outcome: AuditOutcome::Rejected, reason: Some("wrong_payer".into()), subject, count: 3 }
 }
 
 async fn granted(ledger: &dyn LedgerStore, claim: Claim) -> Payment {

@@ -2,15 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use farebox_core::{PaymentEvent, StoredTransaction, Timestamp, TransactionFate, ports::PaymentFilter};
+use farebox_core::{
+    ArrivedFor, PaymentEvent, StoredTransaction, Timestamp, TransactionFate,
+    ports::{PaymentFilter, QuoteKeyRotation},
+};
 use proptest::{
     prelude::*,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
 use super::{
-    ANSWERS_KEPT_FOR, Books, ClaimOf, LedgerStore, START, block, delivered, instance, lane, offer, payment_id, route,
-    settled, told, transaction, transaction_id,
+    ANSWERS_KEPT_FOR, Books, ClaimOf, LedgerStore, PRICE, START, block, delivered, instance, lane, offer, payment_id,
+    rejection, route, settled, told, transaction, transaction_id,
 };
 use crate::{MemoryLedger, test_network};
 
@@ -36,11 +39,13 @@ pub fn agrees_with_the_model<B: Books>(fresh: &impl Fn() -> B, cases: u32) {
 
 #[derive(Clone, Debug)]
 enum Operation {
-    Claim { proof: usize, signature: u8, resource: usize },
+    Claim { proof: usize, signature: u8, resource: usize, arrived: Option<(u128, ArrivedFor)> },
     Record { payment: prop::sample::Index, events: Vec<PaymentEvent> },
     Store { payment: Option<prop::sample::Index>, transaction: u64 },
     Close { transaction: u64, fate: TransactionFate },
     Offers { route: usize, units: Vec<u128> },
+    QuoteKeys { fresh: u8, rotate_after_s: u64, keep_for_s: u64 },
+    Reject { count: usize },
     Wait { seconds: u64 },
     Restart,
 }
@@ -50,17 +55,25 @@ fn operation() -> impl Strategy<Value = Operation> {
     let fate = prop::sample::select(vec![F::Open, F::Succeeded, F::Reverted, F::Replaced]);
     let index = any::<prop::sample::Index>();
     prop_oneof![
-        6 => (0..PROOFS, 1..3u8, 0..2usize)
-            .prop_map(|(proof, signature, resource)| Operation::Claim { proof, signature, resource }),
+        8 => (0..PROOFS, 1..3u8, 0..2usize, prop::option::of((PRICE..PRICE + 2, purpose())))
+            .prop_map(|(proof, signature, resource, arrived)| Operation::Claim { proof, signature, resource, arrived }),
         8 => (index.clone(), prop::collection::vec(event(), 0..3))
             .prop_map(|(payment, events)| Operation::Record { payment, events }),
         5 => (prop::option::weighted(0.8, index), 0..TRANSACTIONS)
             .prop_map(|(payment, transaction)| Operation::Store { payment, transaction }),
         1 => (0..TRANSACTIONS, fate).prop_map(|(transaction, fate)| Operation::Close { transaction, fate }),
         2 => (0..2usize, prop::collection::vec(1..4u128, 0..3)).prop_map(|(route, units)| Operation::Offers { route, units }),
+        1 => (any::<u8>(), 0..60u64, 0..60u64).prop_map(|(fresh, rotate_after_s, keep_for_s)| {
+            Operation::QuoteKeys { fresh, rotate_after_s, keep_for_s }
+        }),
+        1 => (0..3usize).prop_map(|count| Operation::Reject { count }),
         3 => (0..40u64).prop_map(|seconds| Operation::Wait { seconds }),
         1 => Just(Operation::Restart),
     ]
+}
+
+fn purpose() -> impl Strategy<Value = ArrivedFor> {
+    prop_oneof![Just(ArrivedFor::Delivery), Just(ArrivedFor::Credit { code: "quote_expired".into() })]
 }
 
 fn event() -> impl Strategy<Value = PaymentEvent> {
@@ -69,6 +82,7 @@ fn event() -> impl Strategy<Value = PaymentEvent> {
         1 => Just(E::Released { code: "upstream_failed".into() }),
         1 => Just(E::LeaseExpired),
         1 => Just(E::Doubted),
+        2 => Just(E::Reversed),
         1 => Just(E::Refused { code: "reverted".into() }),
         2 => Just(E::RunEnded),
         3 => (0..TRANSACTIONS).prop_map(settled),
@@ -118,10 +132,10 @@ impl<'b, B: Books> Pair<'b, B> {
             false => index.get(&known).id,
         };
         match operation {
-            Operation::Claim { proof, signature, resource } => {
+            Operation::Claim { proof, signature, resource, arrived } => {
                 self.claims += 1;
                 let (id, holder) = (payment_id(self.claims, now), instance(self.processes));
-                let claim = ClaimOf { id, proof, signature, resource, holder, now }.build();
+                let claim = ClaimOf { id, proof, signature, resource, arrived, holder, now }.build();
                 (told(self.model_().claim(claim.clone()).await), told(ledger.claim(claim).await))
             }
             Operation::Record { payment, events } => {
@@ -143,6 +157,22 @@ impl<'b, B: Books> Pair<'b, B> {
                 let current: Vec<_> = units.into_iter().map(offer).collect();
                 let model = self.model_().exchange_offers(&route(number), &current, now).await;
                 (told(model), told(ledger.exchange_offers(&route(number), &current, now).await))
+            }
+            Operation::QuoteKeys { fresh, rotate_after_s, keep_for_s } => {
+                let rotation = QuoteKeyRotation {
+                    fresh: [fresh; 32],
+                    rotate_after: Duration::from_secs(rotate_after_s),
+                    keep_for: Duration::from_secs(keep_for_s),
+                };
+                let with_secrets = |keys: Vec<farebox_core::ports::QuoteKey>| {
+                    keys.into_iter().map(|key| (key.id, key.secret, key.since)).collect::<Vec<_>>()
+                };
+                let model = self.model_().quote_keys(rotation.clone(), now).await.map(with_secrets);
+                (told(model), told(ledger.quote_keys(rotation, now).await.map(with_secrets)))
+            }
+            Operation::Reject { count } => {
+                let entries = vec![rejection(now); count];
+                (told(self.model_().audit(entries.clone()).await), told(ledger.audit(entries).await))
             }
             Operation::Wait { seconds } => {
                 self.now = now.plus(Duration::from_secs(seconds));
@@ -172,9 +202,19 @@ impl<'b, B: Books> Pair<'b, B> {
             told(ledger.settled_in(&test_network(), &block(2), 10).await),
             told(ledger.open_transactions(&lane()).await),
             told(ledger.last_nonce(&lane()).await),
+            told(ledger.marked_payers(10).await),
+            told(ledger.audit_lines(0, 10_000).await),
         ];
+        for number in 0..TRANSACTIONS {
+            seen.push(told(ledger.transaction(&transaction_id(number)).await));
+        }
         for proof in 0..PROOFS {
-            seen.push(told(ledger.find(ClaimOf::first(proof, self.now).build().credential.digest()).await));
+            for claim in [ClaimOf::first(proof, self.now), ClaimOf::transfer(proof, PRICE, self.now)] {
+                let claim = claim.build();
+                seen.push(told(ledger.find(claim.credential.digest()).await));
+                seen.push(told(ledger.find_proof(&claim.proof).await));
+                seen.push(told(ledger.credits(&claim.payer).await));
+            }
         }
         for payment in self.model.payments() {
             seen.push(told(ledger.answer(payment.id, self.now).await));
