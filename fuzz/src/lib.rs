@@ -4,13 +4,17 @@
 //! Each takes the bytes both as a header's value and, in base64, as the JSON inside one: the encoding must not hide the rest from
 //! the fuzzer.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Credential, EvmAddress, Network, Offer, RailName, TransferAuthorization,
-    X402Credential, X402Version,
+    AcceptedTerms, Amount, AssetId, Credential, EvmAddress, Finality, Network, Offer, RailName, Timestamp,
+    TransferAuthorization, X402Credential, X402Version, ports::QuoteKey,
 };
 use farebox_wire::{
     CREDENTIAL_BYTES_MAX,
+    transfer::{CODE_BYTES_MAX, OPTIONS_MAX, Quoter, decode_bill, decode_code, encode_code},
     x402::{
         Bill, Requirement, decode_credential, decode_payment_required, decode_settlement, encode_credential,
         match_offer,
@@ -41,6 +45,71 @@ pub fn payment_required(data: &[u8]) {
 pub fn payment_response(data: &[u8]) {
     settlement(data);
     settlement(STANDARD.encode(data).as_bytes());
+}
+
+/// `X-Payment-Code`, beside a hash that is good.
+pub fn payment_code(data: &[u8]) {
+    code(data);
+    code(URL_SAFE_NO_PAD.encode(data).as_bytes());
+}
+
+/// A quote that comes back: nothing opens but what was sealed.
+pub fn quote(data: &[u8]) {
+    let key = QuoteKey { id: 1, secret: [1; 32], since: Timestamp::from_unix_s(0) };
+    let quoter = Quoter::new(vec![key]).expect("it has a key");
+    let opened = |text: &str| quoter.open(text).inspect(|quote| assert_eq!(quoter.seal(quote), text));
+    if let Ok(text) = std::str::from_utf8(data) {
+        drop(opened(text));
+    }
+    drop(opened(&URL_SAFE_NO_PAD.encode(data)));
+}
+
+/// The `transfer` member of a 402's body.
+pub fn transfer_bill(data: &[u8]) {
+    match decode_bill(data) {
+        Ok(None) => {}
+        Ok(Some(read)) => {
+            assert!(read.bill.options.len() <= OPTIONS_MAX);
+            read.skipped.iter().for_each(|skipped| printable(&skipped.to_string()));
+            read.bill.options.iter().for_each(|option| printable(&option.symbol));
+            printable(&read.bill.method);
+            let body = serde_json::json!({ "transfer": read.bill }).to_string();
+            if body.len() <= farebox_wire::transfer::BILL_BODY_BYTES_MAX {
+                let again = decode_bill(body.as_bytes()).expect("we read what we write").expect("it is there");
+                assert_eq!(again.bill, read.bill);
+                assert!(again.skipped.is_empty());
+            }
+        }
+        Err(error) => printable(&error.to_string()),
+    }
+}
+
+fn code(value: &[u8]) {
+    let hash = [b"0x".as_slice(), &[b'7'; 64]].concat();
+    let read = decode_code(&hash, value);
+    match &read {
+        Ok(credential) => {
+            assert!(value.len() <= CODE_BYTES_MAX);
+            assert!(credential.code.amount > 0);
+            let [(_, hash), (_, code)] = encode_code(credential);
+            if code.len() <= CODE_BYTES_MAX {
+                assert_eq!(&decode_code(hash.as_bytes(), code.as_bytes()).expect("we read what we write"), credential);
+            }
+        }
+        Err(error) => {
+            let refusal = error.refusal();
+            assert_eq!((refusal.status, &*refusal.code), (400, "malformed_payment_code"));
+            printable(&refusal.detail);
+        }
+    }
+    let (Ok(hash), Ok(value)) = (HeaderValue::from_bytes(&hash), HeaderValue::from_bytes(value)) else { return };
+    let names = ["x-payment-hash", "x-payment-code"].map(HeaderName::from_static);
+    let headers = HeaderMap::from_iter(names.into_iter().zip([hash, value]));
+    match (farebox_wire::credentials(&headers), read) {
+        (Ok(Some(Credential::Transfer(a))), Ok(b)) => assert_eq!(a, b),
+        (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
+        (a, b) => panic!("{a:?} is not {b:?}"),
+    }
 }
 
 fn credential(version: X402Version, name: &'static str, value: &[u8]) {
@@ -143,5 +212,7 @@ fn offer() -> Offer {
         pay_to: "0x209693Bc6afc0C5328bA36FaF03C514EF312287C".into(),
         max_timeout_s: 60,
         extra: serde_json::from_str(r#"{"name":"USDC","version":"2"}"#).expect("an object"),
+        finality: Finality::default(),
+        network_fee: None,
     }
 }

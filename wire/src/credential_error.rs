@@ -6,6 +6,7 @@ use http::HeaderName;
 use crate::{
     base64_text::Base64TextError,
     json::{JsonError, MemberError, MemberProblem},
+    transfer::{Base64UrlError, X_PAYMENT_CODE, X_PAYMENT_HASH},
 };
 
 /// A credential header that we cannot read. Nothing was charged.
@@ -70,14 +71,37 @@ pub enum CredentialProblem {
         /// What it is.
         found: &'static str,
     },
+    /// One header of a pair came without the other.
+    #[error("is missing; send it together with {}", shown(.with))]
+    Absent {
+        /// The one that came.
+        with: HeaderName,
+    },
+    /// Not a transaction's hash.
+    #[error("is {found}; expected a transaction hash of 0x and 64 hex digits")]
+    NotAHash {
+        /// What it is.
+        found: Untrusted,
+    },
+    /// Not unpadded base64url of UTF-8.
+    #[error(transparent)]
+    UrlEncoding(Base64UrlError),
+    /// Another version of payment code than we read.
+    #[error("carries version {found}; expected 1")]
+    CodeVersion {
+        /// What it says.
+        found: u64,
+    },
 }
 
 impl CredentialError {
     /// Stable, snake_case; x402's own reason where it has one.
     #[must_use]
-    pub const fn code(&self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match &self.problem {
-            CredentialProblem::Repeated | CredentialProblem::SecondCredential { .. } => "credential_repeated",
+            CredentialProblem::SecondCredential { .. } => "credential_repeated",
+            _ if self.claims_a_transfer() => "malformed_payment_code",
+            CredentialProblem::Repeated => "credential_repeated",
             CredentialProblem::Encoding(Base64TextError::TooLong { .. }) => "credential_too_large",
             CredentialProblem::Encoding(_) => "credential_not_base64",
             CredentialProblem::Json(JsonError::RepeatedKey { .. }) => "credential_json_key_repeated",
@@ -93,13 +117,27 @@ impl CredentialError {
             CredentialProblem::Scheme { .. } => "invalid_exact_evm_scheme",
             CredentialProblem::Network { .. } => "invalid_network",
             CredentialProblem::PayloadType { .. } => "unsupported_payload_type",
+            CredentialProblem::Absent { .. }
+            | CredentialProblem::NotAHash { .. }
+            | CredentialProblem::UrlEncoding(_)
+            | CredentialProblem::CodeVersion { .. } => "malformed_payment_code",
         }
     }
 
-    /// The outside of it: a 400, nothing charged, to be paid anew.
+    /// The outside of it, a 400: what cannot be read has not been charged and is to be paid anew. But a transfer was made, or not, before
+    /// its claim was written: then only a claim that can be read helps, never a second transfer.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
-        Refusal { retry: Retry::AfterPayment, charged: Charged::No, ..Refusal::new(400, self.code(), self.to_string()) }
+        let (retry, charged) = if self.claims_a_transfer() {
+            (Retry::Never, Charged::Unknown)
+        } else {
+            (Retry::AfterPayment, Charged::No)
+        };
+        Refusal { retry, charged, ..Refusal::new(400, self.code(), self.to_string()) }
+    }
+
+    fn claims_a_transfer(&self) -> bool {
+        [X_PAYMENT_HASH, X_PAYMENT_CODE].contains(&self.header)
     }
 }
 

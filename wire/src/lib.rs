@@ -6,6 +6,7 @@ mod credential_error;
 mod json;
 pub mod page;
 pub mod problem;
+pub mod transfer;
 pub mod x402;
 
 use farebox_core::Credential;
@@ -16,7 +17,8 @@ pub use credential_error::{CredentialError, CredentialProblem};
 pub use json::{JsonError, MemberError, MemberProblem};
 
 /// Every header that may carry a credential: stripped before the upstream, named in `Vary`.
-pub static CREDENTIAL_HEADERS: [HeaderName; 2] = [x402::PAYMENT_SIGNATURE, x402::X_PAYMENT];
+pub static CREDENTIAL_HEADERS: [HeaderName; 4] =
+    [x402::PAYMENT_SIGNATURE, x402::X_PAYMENT, transfer::X_PAYMENT_HASH, transfer::X_PAYMENT_CODE];
 
 /// The longest credential header we read, bytes. A plain payment is under 1.5 KiB; a contract wallet's signature may take 8 KiB of
 /// hex digits.
@@ -28,20 +30,44 @@ pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 /// [`CredentialError`] if one is there and malformed, or if there is more than one: which of two payments was meant is not ours to
 /// guess.
 pub fn credentials(headers: &HeaderMap) -> Result<Option<Credential>, CredentialError> {
-    let mut found = None;
-    for name in &CREDENTIAL_HEADERS {
-        let mut values = headers.get_all(name).iter();
-        let Some(value) = values.next() else { continue };
-        let wrong = |problem| CredentialError { header: name.clone(), problem };
-        if values.next().is_some() {
-            return Err(wrong(CredentialProblem::Repeated));
+    use transfer::{X_PAYMENT_CODE, X_PAYMENT_HASH};
+    let found = [
+        single(headers, x402::PAYMENT_SIGNATURE)?,
+        single(headers, x402::X_PAYMENT)?,
+        single(headers, X_PAYMENT_HASH)?,
+        single(headers, X_PAYMENT_CODE)?,
+    ];
+    let absent = |header, with| Err(CredentialError { header, problem: CredentialProblem::Absent { with } });
+    let second =
+        |header, first| Err(CredentialError { header, problem: CredentialProblem::SecondCredential { first } });
+    match found {
+        [None, None, None, None] => Ok(None),
+        [Some(v2), None, None, None] => {
+            x402::decode_credential(x402::X402Version::V2, v2).map(|read| Some(Credential::X402(read)))
         }
-        if let Some((first, _)) = found.replace((name, value)) {
-            return Err(wrong(CredentialProblem::SecondCredential { first: first.clone() }));
+        [None, Some(v1), None, None] => {
+            x402::decode_credential(x402::X402Version::V1, v1).map(|read| Some(Credential::X402(read)))
+        }
+        [None, None, Some(hash), Some(code)] => {
+            transfer::decode_code(hash, code).map(|read| Some(Credential::Transfer(read)))
+        }
+        [None, None, Some(_), None] => absent(X_PAYMENT_CODE, X_PAYMENT_HASH),
+        [None, None, None, Some(_)] => absent(X_PAYMENT_HASH, X_PAYMENT_CODE),
+        [Some(_), Some(_), ..] => second(x402::X_PAYMENT, x402::PAYMENT_SIGNATURE),
+        [Some(_), None, hash, _] => {
+            second(if hash.is_some() { X_PAYMENT_HASH } else { X_PAYMENT_CODE }, x402::PAYMENT_SIGNATURE)
+        }
+        [None, Some(_), hash, _] => {
+            second(if hash.is_some() { X_PAYMENT_HASH } else { X_PAYMENT_CODE }, x402::X_PAYMENT)
         }
     }
-    let Some((name, value)) = found else { return Ok(None) };
-    let version = if *name == x402::PAYMENT_SIGNATURE { x402::X402Version::V2 } else { x402::X402Version::V1 };
-    let credential = x402::decode_credential(version, value.as_bytes())?;
-    Ok(Some(Credential::X402(credential)))
+}
+
+fn single(headers: &HeaderMap, name: HeaderName) -> Result<Option<&[u8]>, CredentialError> {
+    let mut values = headers.get_all(&name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => Ok(Some(value.as_bytes())),
+        (Some(_), Some(_)) => Err(CredentialError { header: name, problem: CredentialProblem::Repeated }),
+    }
 }

@@ -2,9 +2,12 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use farebox_core::{Challenge, Charged, Offer, Price, Retry};
+use farebox_core::{Challenge, Charged, Finality, Offer, Price, RailName, Retry, Timestamp};
 
-use crate::problem::Title;
+use crate::{
+    problem::Title,
+    transfer::{TransferBill, TransferOption, calendar, eip55},
+};
 
 /// A policy under which [`html`] shows as meant and nothing else runs.
 pub const CONTENT_SECURITY_POLICY: &str =
@@ -12,15 +15,15 @@ pub const CONTENT_SECURITY_POLICY: &str =
 
 /// The page for `challenge`, whose price the seller wrote as `price`. Says what the problem body says; every text is escaped.
 #[must_use]
-pub fn html(challenge: &Challenge, price: &Price) -> String {
+pub fn html(challenge: &Challenge, price: &Price, transfer: Option<&TransferBill>) -> String {
     let mut page = String::with_capacity(4096);
-    match write_page(&mut page, challenge, price) {
+    match write_page(&mut page, challenge, price, transfer) {
         Ok(()) => page,
         Err(fmt::Error) => unreachable!("a string takes every write"),
     }
 }
 
-fn write_page(page: &mut String, challenge: &Challenge, price: &Price) -> fmt::Result {
+fn write_page(page: &mut String, challenge: &Challenge, price: &Price, transfer: Option<&TransferBill>) -> fmt::Result {
     let (resource, refusal) = (&challenge.resource, &challenge.refusal);
     let title = Title(&refusal.code).to_string();
     page.push_str(HEAD);
@@ -50,14 +53,69 @@ fn write_page(page: &mut String, challenge: &Challenge, price: &Price) -> fmt::R
     fact(page, "Code", &format_args!("<code>{}</code>", Escaped(&refusal.code)))?;
     page.push_str("</dl><h2>How to pay</h2><p>From a terminal:</p>");
     write!(page, "<pre>farebox pay {}</pre>", Escaped(&shell_quoted(&resource.url)))?;
+    write_x402(page, challenge)?;
+    if let Some(bill) = transfer {
+        write_transfer(page, bill)?;
+    }
+    page.push_str("</main></body></html>\n");
+    Ok(())
+}
+
+fn write_x402(page: &mut String, challenge: &Challenge) -> fmt::Result {
+    let mut offers = challenge.offers.iter().filter(|offer| offer.rail == RailName::X402).peekable();
+    if offers.peek().is_none() {
+        return Ok(());
+    }
     page.push_str(
         "<p>Any x402 client pays it too: the terms are in the <code>PAYMENT-REQUIRED</code> header of this answer, and in a \
          JSON body for clients that do not ask for HTML.</p><h2>Ways to pay</h2>",
     );
-    for offer in challenge.offers.iter() {
-        write_offer(page, offer)?;
+    offers.try_for_each(|offer| write_offer(page, offer))
+}
+
+fn write_transfer(page: &mut String, bill: &TransferBill) -> fmt::Result {
+    page.push_str(
+        "<h2>By an ordinary transfer</h2><ol><li>Send one of the amounts below, in one transfer, to its address. More is kept as your \
+         credit; less buys nothing.</li><li>Wait for the confirmations.</li><li>Send the same request again with the headers \
+         <code>X-Payment-Hash</code> (the transaction) and <code>X-Payment-Code</code> (signed by the wallet that paid). The JSON body of \
+         this answer, for clients that do not ask for HTML, says how the code is written.</li></ol>",
+    );
+    for option in &bill.options {
+        write_option(page, option)?;
     }
-    page.push_str("</main></body></html>\n");
+    page.push_str("<dl>");
+    fact(page, "Mined by", &Time(bill.pay_by))?;
+    fact(page, "Claimed by", &Time(bill.claim_by))?;
+    fact(page, "Quote", &format_args!("<code>{}</code>", Escaped(&bill.quote)))?;
+    page.push_str("</dl>");
+    Ok(())
+}
+
+fn write_option(page: &mut String, option: &TransferOption) -> fmt::Result {
+    let asset = &option.amount.asset;
+    page.push_str("<dl>");
+    let whole = Whole { units: option.amount.units, decimals: option.decimals };
+    let symbol = Escaped(&option.symbol);
+    fact(page, "Amount", &format_args!("{whole} {symbol} ({} smallest units)", option.amount.units))?;
+    fact(page, "Network", &format_args!("<code>{}</code>", Escaped(asset.network().as_str())))?;
+    match asset.erc20_address() {
+        Some(token) => fact(page, "Token", &format_args!("<code>{}</code>", eip55(token)))?,
+        None => fact(page, "Token", &"none: the network&#39;s own coin")?,
+    }
+    fact(page, "Pay to", &format_args!("<code>{}</code>", eip55(option.pay_to)))?;
+    match option.finality {
+        Finality::Blocks(1) => fact(page, "Confirmations", &"1 block")?,
+        Finality::Blocks(blocks) => fact(page, "Confirmations", &format_args!("{blocks} blocks"))?,
+        tag @ (Finality::Safe | Finality::Finalized) => fact(page, "Confirmations", &format_args!("{tag} block"))?,
+    }
+    if let Some(wei) = option.network_fee_wei {
+        fact(
+            page,
+            "Network fee",
+            &format_args!("about {} of the network&#39;s coin, beside the amount", Whole { units: wei, decimals: 18 }),
+        )?;
+    }
+    page.push_str("</dl>");
     Ok(())
 }
 
@@ -84,6 +142,34 @@ struct Of<'a>(Option<&'a str>);
 impl Display for Of<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |name| write!(f, " of {}", Escaped(name)))
+    }
+}
+
+/// Smallest units in whole ones, exactly: no trailing zeros, no exponent.
+struct Whole {
+    units: u128,
+    decimals: u8,
+}
+
+impl Display for Whole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places = usize::from(self.decimals);
+        let digits = format!("{:0width$}", self.units, width = places + 1);
+        let (whole, part) = digits.split_at(digits.len() - places);
+        match part.trim_end_matches('0') {
+            "" => f.write_str(whole),
+            part => write!(f, "{whole}.{part}"),
+        }
+    }
+}
+
+/// A time for people and programs.
+struct Time(Timestamp);
+
+impl Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = calendar(self.0);
+        write!(f, "<time datetime=\"{time}\">{} UTC</time>", time.strftime("%Y-%m-%d %H:%M:%S"))
     }
 }
 
@@ -118,6 +204,26 @@ const HEAD: &str = concat!(
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:0}",
     "main{max-width:44rem;margin:3rem auto;padding:0 1rem}h1{font-size:1.6rem}h2{font-size:1.1rem;margin-top:2rem}",
     "dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.2rem;padding:1rem;border:1px solid #8886;border-radius:.5rem}",
-    "dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}pre{padding:1rem;overflow-x:auto;border-radius:.5rem;background:#8882}",
+    "ol{padding-left:1.2rem}dt{opacity:.7}dd{margin:0;overflow-wrap:anywhere}pre{padding:1rem;overflow-x:auto;border-radius:.5rem;background:#8882}",
     "</style>",
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_exact_in_whole_tokens() {
+        for (units, decimals, shown) in [
+            (10_000, 6, "0.01"),
+            (1_000_000, 6, "1"),
+            (1, 18, "0.000000000000000001"),
+            (0, 6, "0"),
+            (7, 0, "7"),
+            (u128::MAX, 0, "340282366920938463463374607431768211455"),
+            (u128::MAX, 38, "3.40282366920938463463374607431768211455"),
+        ] {
+            assert_eq!(Whole { units, decimals }.to_string(), shown);
+        }
+    }
+}

@@ -3,17 +3,18 @@
 use farebox_core::{Challenge, Charged, Refusal, Retry};
 use serde::{Serialize, Serializer};
 
-use crate::{json, x402::BodyTerms};
+use crate::{json, transfer::TransferBill, x402::BodyTerms};
 
 /// The media type of [`problem_json`].
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
 /// The body: `type`, `title`, `status`, `detail`, `code`, `retry`, `charged`, and `retryAfter` (seconds) where there is a best time;
-/// with a challenge also its x402 members, whose `error` is the refusal's code.
+/// then the refusal's facts; with a challenge that has x402 offers also the x402 members, whose `error` is the refusal's code; and
+/// with a transfer bill `transfer`.
 ///
 /// `type` is `urn:farebox:problem:<code>` and as stable as the code.
 #[must_use]
-pub fn problem_json(refusal: &Refusal, challenge: Option<&Challenge>) -> Vec<u8> {
+pub fn problem_json(refusal: &Refusal, challenge: Option<&Challenge>, transfer: Option<&TransferBill>) -> Vec<u8> {
     let problem = Problem {
         uri: Urn(&refusal.code),
         title: Title(&refusal.code),
@@ -23,9 +24,14 @@ pub fn problem_json(refusal: &Refusal, challenge: Option<&Challenge>) -> Vec<u8>
         retry: refusal.retry,
         charged: refusal.charged,
         retry_after: refusal.retry_after_s,
-        terms: challenge.map(|challenge| BodyTerms::new(challenge, &refusal.code)),
+        facts: &refusal.facts,
+        terms: challenge.and_then(|challenge| BodyTerms::new(challenge, &refusal.code)),
+        transfer,
     };
-    json::bytes(&problem, 512 + challenge.map_or(0, |challenge| 512 * challenge.offers.len()))
+    let size_hint = 512
+        + challenge.map_or(0, |challenge| 512 * challenge.offers.len())
+        + transfer.map_or(0, |bill| 1536 + 384 * bill.options.len());
+    json::bytes(&problem, size_hint)
 }
 
 #[derive(Serialize)]
@@ -41,8 +47,12 @@ struct Problem<'a> {
     charged: Charged,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u32>,
+    #[serde(flatten)]
+    facts: &'a serde_json::Map<String, serde_json::Value>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     terms: Option<BodyTerms<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transfer: Option<&'a TransferBill>,
 }
 
 struct Urn<'a>(&'a str);

@@ -1,14 +1,16 @@
 //! The payer's reading of a 402: `PAYMENT-REQUIRED`, or the terms in a JSON body. The seller is a stranger: sizes are bounded, what
 //! cannot be paid is skipped and said, and nothing of it is trusted but what the payer's policy then checks.
 
-use farebox_core::{Amount, AssetId, EvmAddress, Finality, Network, Offer, RailName, Untrusted, X402Version};
+use farebox_core::{
+    Amount, AssetId, EvmAddress, Finality, Network, NetworkFee, Offer, RailName, Untrusted, X402Version,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     base64_text::{self, Base64TextError},
     json::{self, JsonError, MemberError},
-    x402::{EXACT, from_v1_name},
+    x402::{EXACT, from_v1_name, terms::NETWORK_FEE},
 };
 
 /// The longest `PAYMENT-REQUIRED` we read, bytes.
@@ -307,13 +309,20 @@ fn requirement(version: X402Version, value: &Value, raw: Box<RawValue>) -> Resul
             asset_on_wire: json::text_member(object, "asset", address)?.into(),
             pay_to: json::text_member(object, "payTo", address)?.into(),
             max_timeout_s,
+            network_fee: network_fee(&extra),
             extra,
             finality: Finality::default(),
-            network_fee: None,
         },
         network_on_wire: network_on_wire.to_owned(),
         raw,
     })
+}
+
+/// What the seller says of the network's fee; anything else there is not ours to understand.
+fn network_fee(extra: &Map<String, Value>) -> Option<NetworkFee> {
+    let fee = extra.get(NETWORK_FEE)?.as_object()?;
+    let units = |name| fee.get(name).and_then(Value::as_str).and_then(|units| units.parse().ok());
+    units("included").map(NetworkFee::Included).or_else(|| units("absorbed").map(NetworkFee::Absorbed))
 }
 
 /// An EIP-3009 authorization sent where Permit2 is wanted would be refused, and could still be used by whoever saw it.

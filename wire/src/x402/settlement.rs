@@ -28,8 +28,14 @@ pub struct SettlementResponse {
     pub network: Network,
     /// Who paid, as the network writes addresses.
     pub payer: Option<String>,
+    /// For a transfer, of what: `native`, or the token's address.
+    pub asset: Option<String>,
     /// How much moved, smallest units.
     pub amount: Option<u128>,
+    /// For a transfer of a token, which log of the transaction's own receipt, counted from 0.
+    pub log_index: Option<u32>,
+    /// How many units are the payer's credit.
+    pub credit: Option<u128>,
     /// Why not, if not; snake_case from most sellers. When decoded: printable ASCII, at most 200 characters.
     pub error_reason: Option<String>,
 }
@@ -77,7 +83,10 @@ impl SettlementResponse {
             transaction: &self.transaction,
             network,
             payer: self.payer.as_deref(),
+            asset: self.asset.as_deref(),
             amount: self.amount.map(|units| units.to_string()),
+            log_index: self.log_index,
+            credit: self.credit.map(|units| units.to_string()),
             error_reason: self.error_reason.as_deref(),
         };
         (name, base64_text::header_value(&json::bytes(&wire, 512)))
@@ -99,9 +108,24 @@ pub fn decode_settlement(value: &[u8]) -> Result<SettlementResponse, SettlementE
         transaction: short_name(&root, "transaction")?.unwrap_or_default(),
         network: network(&root)?,
         payer: short_name(&root, "payer")?,
-        amount: json::optional(&root, "amount").map(|_| json::units_member(&root, "amount")).transpose()?,
+        asset: short_name(&root, "asset")?,
+        amount: units(&root, "amount")?,
+        log_index: log_index(&root)?,
+        credit: units(&root, "credit")?,
         error_reason: error_reason(&root)?,
     })
+}
+
+fn units(root: &Map<String, Value>, path: &'static str) -> Result<Option<u128>, MemberError> {
+    json::optional(root, path).map(|_| json::units_member(root, path)).transpose()
+}
+
+fn log_index(root: &Map<String, Value>) -> Result<Option<u32>, MemberError> {
+    if json::optional(root, "logIndex").is_none() {
+        return Ok(None);
+    }
+    let index = json::integer_member(root, "logIndex")?;
+    u32::try_from(index).map(Some).map_err(|_| json::wrong_form("logIndex", "below 2^32", &index.to_string()))
 }
 
 /// A transaction or address of any network; never text that could move a terminal's cursor.
@@ -140,7 +164,13 @@ struct OnWire<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     payer: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    asset: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     amount: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_index: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_reason: Option<&'a str>,
 }

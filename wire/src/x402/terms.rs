@@ -2,18 +2,23 @@
 //!
 //! Every unpaid request takes this path, so it writes borrowed data straight into one buffer.
 
-use farebox_core::{Challenge, Offer};
-use serde::{Serialize, Serializer, ser::SerializeSeq};
+use farebox_core::{Challenge, NetworkFee, Offer, RailName};
+use serde::{
+    Serialize, Serializer,
+    ser::{SerializeMap, SerializeSeq},
+};
 
 use crate::{base64_text, json, x402::v1_name};
 
-/// The value of `PAYMENT-REQUIRED`: padded standard base64 of `{x402Version: 2, error, resource, accepts}`.
+/// The value of `PAYMENT-REQUIRED`: padded standard base64 of `{x402Version: 2, error, resource, accepts}`. `None` if no offer is
+/// x402's: a client that finds an empty `accepts` can do no more than one that finds no bill of its protocol.
 #[must_use]
-pub fn encode_payment_required(challenge: &Challenge) -> String {
-    base64_text::encode(&json::bytes(&V2::new(challenge, &challenge.refusal.code), 256 + 512 * challenge.offers.len()))
+pub fn encode_payment_required(challenge: &Challenge) -> Option<String> {
+    let terms = V2::new(challenge, &challenge.refusal.code)?;
+    Some(base64_text::encode(&json::bytes(&terms, 256 + 512 * challenge.offers.len())))
 }
 
-/// The version 1 members of a body, `{x402Version: 1, error, accepts}`; `None` if no offer's network has a version 1 name: an
+/// The version 1 members of a body, `{x402Version: 1, error, accepts}`; `None` if no x402 offer's network has a version 1 name: an
 /// empty `accepts` breaks version 1 clients.
 #[must_use]
 pub fn payment_required_v1_members(challenge: &Challenge) -> Option<serde_json::Value> {
@@ -30,8 +35,9 @@ pub(crate) enum BodyTerms<'a> {
 }
 
 impl<'a> BodyTerms<'a> {
-    pub(crate) fn new(challenge: &'a Challenge, error: &'a str) -> Self {
-        V1::new(challenge, error).map_or_else(|| Self::V2(V2::new(challenge, error)), Self::V1)
+    /// `None` if no offer is x402's.
+    pub(crate) fn new(challenge: &'a Challenge, error: &'a str) -> Option<Self> {
+        V1::new(challenge, error).map(Self::V1).or_else(|| V2::new(challenge, error).map(Self::V2))
     }
 }
 
@@ -63,13 +69,18 @@ struct RequirementV2<'a> {
     asset: &'a str,
     pay_to: &'a str,
     max_timeout_seconds: u64,
-    extra: &'a serde_json::Map<String, serde_json::Value>,
+    extra: Extra<'a>,
+}
+
+/// Ours among the offers.
+fn of_x402(offers: &[Offer]) -> impl Iterator<Item = &Offer> {
+    offers.iter().filter(|offer| offer.rail == RailName::X402)
 }
 
 impl<'a> V2<'a> {
-    fn new(challenge: &'a Challenge, error: &'a str) -> Self {
+    fn new(challenge: &'a Challenge, error: &'a str) -> Option<Self> {
         let resource = &challenge.resource;
-        Self {
+        of_x402(&challenge.offers).next().is_some().then_some(Self {
             x402_version: 2,
             error,
             resource: ResourceV2 {
@@ -78,19 +89,19 @@ impl<'a> V2<'a> {
                 mime_type: &resource.mime_type,
             },
             accepts: &challenge.offers,
-        }
+        })
     }
 }
 
 fn accepts_v2<S: Serializer>(offers: &[Offer], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(offers.iter().map(|offer| RequirementV2 {
+    serializer.collect_seq(of_x402(offers).map(|offer| RequirementV2 {
         scheme: &offer.scheme,
         network: offer.network().as_str(),
         amount: offer.amount.units,
         asset: &offer.asset_on_wire,
         pay_to: &offer.pay_to,
         max_timeout_seconds: offer.max_timeout_s,
-        extra: &offer.extra,
+        extra: Extra(offer),
     }))
 }
 
@@ -117,12 +128,12 @@ struct RequirementV1<'a> {
     pay_to: &'a str,
     max_timeout_seconds: u64,
     asset: &'a str,
-    extra: &'a serde_json::Map<String, serde_json::Value>,
+    extra: Extra<'a>,
 }
 
 impl<'a> V1<'a> {
     fn new(challenge: &'a Challenge, error: &'a str) -> Option<Self> {
-        let sayable = challenge.offers.iter().any(|offer| v1_name(offer.network()).is_some());
+        let sayable = of_x402(&challenge.offers).any(|offer| v1_name(offer.network()).is_some());
         sayable.then_some(Self { x402_version: 1, error, accepts: AcceptsV1(challenge) })
     }
 }
@@ -131,7 +142,7 @@ impl Serialize for AcceptsV1<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let resource = &self.0.resource;
         let mut list = serializer.serialize_seq(None)?;
-        for offer in self.0.offers.iter() {
+        for offer in of_x402(&self.0.offers) {
             let Some(network) = v1_name(offer.network()) else { continue };
             list.serialize_element(&RequirementV1 {
                 scheme: &offer.scheme,
@@ -143,10 +154,53 @@ impl Serialize for AcceptsV1<'_> {
                 pay_to: &offer.pay_to,
                 max_timeout_seconds: offer.max_timeout_s,
                 asset: &offer.asset_on_wire,
-                extra: &offer.extra,
+                extra: Extra(offer),
             })?;
         }
         list.end()
+    }
+}
+
+/// An offer's `extra`, and in it what part of the amount the network's fee is: `networkFee: {included: "<units>"}` if it was added to
+/// the price, `{absorbed: "<units>"}` if the seller bears it. Clients read the members of `extra` that they know and echo the rest, which
+/// is not compared.
+struct Extra<'a>(&'a Offer);
+
+impl Serialize for Extra<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in &self.0.extra {
+            map.serialize_entry(name, value)?;
+        }
+        match self.0.network_fee {
+            Some(NetworkFee::Included(units)) => {
+                map.serialize_entry(NETWORK_FEE, &Fee { included: Some(units), absorbed: None })?
+            }
+            Some(NetworkFee::Absorbed(units)) => {
+                map.serialize_entry(NETWORK_FEE, &Fee { included: None, absorbed: Some(units) })?
+            }
+            // Not of a rail where the seller pays the gas.
+            Some(NetworkFee::OnTop(_)) | None => {}
+        }
+        map.end()
+    }
+}
+
+/// The member of `extra` that tells the network's fee.
+pub(crate) const NETWORK_FEE: &str = "networkFee";
+
+#[derive(Serialize)]
+struct Fee {
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "display_some")]
+    included: Option<u128>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "display_some")]
+    absorbed: Option<u128>,
+}
+
+fn display_some<S: Serializer>(units: &Option<u128>, serializer: S) -> Result<S::Ok, S::Error> {
+    match units {
+        Some(units) => display(units, serializer),
+        None => serializer.serialize_none(),
     }
 }
 

@@ -19,7 +19,7 @@ fn from_header(value: &Value) -> Result<Bill, BillError> {
 }
 
 fn a_bill() -> Value {
-    let text = STANDARD.decode(encode_payment_required(&two_offers())).unwrap();
+    let text = STANDARD.decode(encode_payment_required(&two_offers()).unwrap()).unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 
@@ -41,7 +41,7 @@ fn check_skipped(name: &str, value: Value, said: &str) {
 #[test]
 fn the_problem_body_has_every_member_and_the_version_1_terms() {
     let challenge = two_offers();
-    let body: Value = serde_json::from_slice(&problem_json(&challenge.refusal, Some(&challenge))).unwrap();
+    let body: Value = serde_json::from_slice(&problem_json(&challenge.refusal, Some(&challenge), None)).unwrap();
     for (name, value) in [
         ("type", json!("urn:farebox:problem:payment_required")),
         ("title", json!("Payment required")),
@@ -68,7 +68,7 @@ fn the_problem_body_has_every_member_and_the_version_1_terms() {
 fn networks_without_a_version_1_name_put_version_2_terms_into_the_body() {
     let challenge = challenge(vec![offer("eip155:31337")]);
     assert!(payment_required_v1_members(&challenge).is_none());
-    let body = problem_json(&challenge.refusal, Some(&challenge));
+    let body = problem_json(&challenge.refusal, Some(&challenge), None);
     let bill = decode_payment_required(None, Some(&body)).unwrap();
     assert_eq!(bill.version, X402Version::V2);
     assert_eq!(bill.requirements[0].offer, challenge.offers[0]);
@@ -77,7 +77,7 @@ fn networks_without_a_version_1_name_put_version_2_terms_into_the_body() {
 #[test]
 fn a_problem_without_a_bill_says_what_is_known_of_the_charge() {
     let refusal = Refusal::could_not_tell("settlement_pending", "wait", Charged::Unknown);
-    let body: Value = serde_json::from_slice(&problem_json(&refusal, None)).unwrap();
+    let body: Value = serde_json::from_slice(&problem_json(&refusal, None, None)).unwrap();
     assert_eq!(
         body,
         json!({
@@ -86,18 +86,18 @@ fn a_problem_without_a_bill_says_what_is_known_of_the_charge() {
         })
     );
     let paid = Refusal { charged: Charged::Yes, retry: Retry::Never, ..Refusal::new(409, "already_delivered", "gone") };
-    let body: Value = serde_json::from_slice(&problem_json(&paid, None)).unwrap();
+    let body: Value = serde_json::from_slice(&problem_json(&paid, None, None)).unwrap();
     assert_eq!((&body["charged"], &body["retry"]), (&json!(true), &json!("never")));
 }
 
 #[test]
 fn our_bills_come_back_as_the_offers_they_were() {
     let challenge = two_offers();
-    let bill = decode_payment_required(Some(encode_payment_required(&challenge).as_bytes()), None).unwrap();
+    let bill = decode_payment_required(Some(encode_payment_required(&challenge).unwrap().as_bytes()), None).unwrap();
     assert!(bill.requirements.iter().map(|r| &r.offer).eq(challenge.offers.iter()));
     assert_eq!(bill.resource_url.unwrap().as_raw(), challenge.resource.url);
     assert_eq!(bill.error.unwrap().as_raw(), "payment_required");
-    let body = problem_json(&challenge.refusal, Some(&challenge));
+    let body = problem_json(&challenge.refusal, Some(&challenge), None);
     let bill = decode_payment_required(None, Some(&body)).unwrap();
     assert_eq!((bill.version, bill.requirements.len()), (X402Version::V1, 1));
     assert_eq!(bill.requirements[0].offer, challenge.offers[0]);
@@ -206,10 +206,10 @@ proptest! {
         let mut challenge = challenge(vec![terms]);
         challenge.resource.url = url;
         challenge.resource.description = description.into();
-        let bill = decode_payment_required(Some(encode_payment_required(&challenge).as_bytes()), None).unwrap();
+        let bill = decode_payment_required(Some(encode_payment_required(&challenge).unwrap().as_bytes()), None).unwrap();
         prop_assert_eq!(&bill.requirements[0].offer, &challenge.offers[0]);
         prop_assert_eq!(bill.resource_url.as_ref().unwrap().as_raw(), &challenge.resource.url);
-        let body = problem_json(&challenge.refusal, Some(&challenge));
+        let body = problem_json(&challenge.refusal, Some(&challenge), None);
         let bill = decode_payment_required(None, Some(&body)).unwrap();
         prop_assert_eq!(&bill.requirements[0].offer, &challenge.offers[0]);
     }

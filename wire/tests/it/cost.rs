@@ -27,12 +27,12 @@ fn measure(what: &str, mut work: impl FnMut() -> usize) {
 #[ignore = "a measurement: cargo test --release -p farebox-wire -- --ignored --nocapture"]
 fn cost_of_the_hot_paths() {
     let challenge = two_offers();
-    let header = encode_payment_required(&challenge);
+    let header = encode_payment_required(&challenge).unwrap();
     let bill = decode_payment_required(Some(header.as_bytes()), None).unwrap();
     let paid = credential(X402Version::V2, &challenge.offers[0]);
     let (_, value) = encode_credential(&paid, &bill.requirements[0], &bill);
-    measure("encode PAYMENT-REQUIRED, 2 offers", || encode_payment_required(&challenge).len());
-    measure("encode the problem body, 2 offers", || problem_json(&challenge.refusal, Some(&challenge)).len());
+    measure("encode PAYMENT-REQUIRED, 2 offers", || encode_payment_required(&challenge).unwrap().len());
+    measure("encode the problem body, 2 offers", || problem_json(&challenge.refusal, Some(&challenge), None).len());
     measure("decode PAYMENT-SIGNATURE and match", || {
         let read = decode_credential(X402Version::V2, value.as_bytes()).unwrap();
         let offer = match_offer(&read.accepted, &read.authorization, &challenge.offers).unwrap();

@@ -12,11 +12,11 @@ fn bill(version: X402Version) -> Bill {
     let challenge = two_offers();
     match version {
         X402Version::V2 => {
-            let header = farebox_wire::x402::encode_payment_required(&challenge);
+            let header = farebox_wire::x402::encode_payment_required(&challenge).unwrap();
             decode_payment_required(Some(header.as_bytes()), None).unwrap()
         }
         X402Version::V1 => {
-            let body = farebox_wire::problem::problem_json(&challenge.refusal, Some(&challenge));
+            let body = farebox_wire::problem::problem_json(&challenge.refusal, Some(&challenge), None);
             decode_payment_required(None, Some(&body)).unwrap()
         }
     }

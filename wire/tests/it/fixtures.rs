@@ -1,8 +1,8 @@
 //! One challenge and the credential that pays it, shared by all tests and by the recorded vectors.
 
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Challenge, Credential, EchoedRequirement, EvmAddress, Network, Offer, RailName,
-    Refusal, Resource, TransferAuthorization, X402Credential, X402Version,
+    AcceptedTerms, Amount, AssetId, Challenge, Credential, EchoedRequirement, EvmAddress, Finality, Network, Offer,
+    RailName, Refusal, Resource, TransferAuthorization, X402Credential, X402Version,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -22,6 +22,8 @@ pub(crate) fn offer(network: &str) -> Offer {
         pay_to: PAY_TO.into(),
         max_timeout_s: 60,
         extra: serde_json::from_str(r#"{"name":"USDC","version":"2"}"#).unwrap(),
+        finality: Finality::default(),
+        network_fee: None,
     }
 }
 
@@ -79,7 +81,10 @@ pub(crate) fn read(headers: &[(&'static str, &[u8])]) -> Result<Option<X402Crede
     for (name, value) in headers {
         map.append(*name, HeaderValue::from_bytes(value).unwrap());
     }
-    Ok(farebox_wire::credentials(&map)?.map(|Credential::X402(credential)| credential))
+    Ok(farebox_wire::credentials(&map)?.map(|read| match read {
+        Credential::X402(credential) => credential,
+        Credential::Transfer(other) => panic!("{other:?} is not x402"),
+    }))
 }
 
 pub(crate) fn header_of(version: X402Version) -> &'static str {

@@ -20,8 +20,8 @@ const PYPI: &str = include_str!("../vectors/pypi.json");
 /// What this crate writes today, in the form of `vectors/ours.json`.
 fn ours() -> Value {
     let challenge = two_offers();
-    let header = encode_payment_required(&challenge);
-    let body: Value = serde_json::from_slice(&problem_json(&challenge.refusal, Some(&challenge))).unwrap();
+    let header = encode_payment_required(&challenge).unwrap();
+    let body: Value = serde_json::from_slice(&problem_json(&challenge.refusal, Some(&challenge), None)).unwrap();
     let v2 = decode_payment_required(Some(header.as_bytes()), None).unwrap();
     let v1 = decode_payment_required(None, Some(body.to_string().as_bytes())).unwrap();
     let pay = |version, bill: &farebox_wire::x402::Bill| {
@@ -47,7 +47,10 @@ fn settlement() -> SettlementResponse {
         transaction: format!("0x{}", "5a".repeat(32)),
         network: "eip155:84532".parse().unwrap(),
         payer: Some(PAYER.to_owned()),
+        asset: None,
         amount: Some(10_000),
+        log_index: None,
+        credit: None,
         error_reason: None,
     }
 }

@@ -16,3 +16,5 @@ mod matching;
 mod pages;
 #[cfg(test)]
 mod seeds;
+#[cfg(test)]
+mod transfers;

@@ -7,7 +7,7 @@ use crate::fixtures::{PAY_TO, USDC, challenge, offer, two_offers};
 
 #[test]
 fn the_page_says_what_the_body_says() {
-    let page = html(&two_offers(), &"$0.01".parse().unwrap());
+    let page = html(&two_offers(), &"$0.01".parse().unwrap(), None);
     for part in [
         "$0.01",
         "10000 smallest units of USDC",
@@ -29,7 +29,7 @@ fn the_page_says_what_the_body_says() {
 
 #[test]
 fn the_page_loads_nothing_and_runs_nothing() {
-    let page = html(&two_offers(), &"$0.01".parse().unwrap());
+    let page = html(&two_offers(), &"$0.01".parse().unwrap(), None);
     for part in ["<script", "src=", "href=", "url(", "@import", "onload", "<form", "<iframe"] {
         assert!(!page.contains(part), "{part} in {page}");
     }
@@ -45,7 +45,7 @@ fn nobodys_text_becomes_markup_or_a_second_command() {
     challenge.resource.description = evil.into();
     challenge.refusal.detail = evil.to_owned();
     challenge.refusal.code = evil.to_owned().into();
-    let page = html(&challenge, &"0.01 USDC".parse().unwrap());
+    let page = html(&challenge, &"0.01 USDC".parse().unwrap(), None);
     assert!(!page.contains("<script") && !page.contains('\u{0}'), "{page}");
     assert_eq!(page.matches("&lt;script&gt;alert(1)").count(), 6, "{page}");
     assert!(

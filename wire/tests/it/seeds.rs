@@ -34,4 +34,7 @@ fn every_seed_keeps_what_the_fuzz_targets_assert() {
     replay("x_payment", targets::x_payment);
     replay("payment_required", targets::payment_required);
     replay("payment_response", targets::payment_response);
+    replay("payment_code", targets::payment_code);
+    replay("quote", targets::quote);
+    replay("transfer_bill", targets::transfer_bill);
 }
