@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use alloy::primitives::Bytes;
 use farebox_core::{
-    AssetId, Finality, X402Credential,
-    ports::{BoxError, ChainWindow, Clock, TransactionStore},
+    AssetId, BlockRef, Finality, X402Credential,
+    ports::{BoxError, Canonical, ChainWindow, Clock, TransactionStore},
 };
 
 use crate::{
-    ChainConfig, ConnectError, abi, address,
+    ChainConfig, ConnectError, FinalityTier, abi, address,
     bounced::Bounced,
     lane::Lane,
     node::{Header, NoAnswer, Node},
     signature,
-    token::Token,
+    token::{Coin, Token},
 };
 
 /// The least that `valid_for_min` may be. Source: x402 v2, scheme `exact` on EVM.
@@ -24,8 +24,12 @@ const VALID_FOR_MIN: Duration = Duration::from_secs(6);
 pub(crate) struct Chain {
     pub(crate) config: ChainConfig,
     pub(crate) node: Node,
+    /// What the relayer settles in; none without a relayer.
     pub(crate) tokens: Vec<Token>,
-    pub(crate) lane: Lane,
+    /// What we are paid in by transfer: every token, then the native coin.
+    pub(crate) coins: Vec<Coin>,
+    /// Where we pay gas; without a relayer there is none, and no x402 payment.
+    pub(crate) lane: Option<Lane>,
     pub(crate) store: Arc<dyn TransactionStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) bounced: Bounced,
@@ -42,11 +46,22 @@ impl Chain {
         let node = node_of(&config)?;
         serves(&node, &config, chain_id).await?;
         let mut tokens = Vec::with_capacity(config.assets.len());
+        let mut coins = Vec::with_capacity(config.assets.len() + 1);
         for asset in &config.assets {
-            tokens.push(Token::read(&node, &config.network, chain_id, asset).await?);
+            if config.relayer.is_some() {
+                let token = Token::read(&node, &config.network, chain_id, asset).await?;
+                coins.push(Coin::of(&token));
+                tokens.push(token);
+            } else {
+                coins.push(Coin::read(&node, &config.network, asset).await?);
+            }
         }
-        let lane = Lane::start(&config, chain_id, &node, store.clone(), clock.clone()).await?;
-        Ok(Self { config, node, tokens, lane, store, clock, bounced: Bounced::default() })
+        coins.extend(Coin::native(&config));
+        let lane = match &config.relayer {
+            Some(relayer) => Some(Lane::start(&config, relayer, chain_id, &node, store.clone(), clock.clone()).await?),
+            None => None,
+        };
+        Ok(Self { config, node, tokens, coins, lane, store, clock, bounced: Bounced::default() })
     }
 
     pub(crate) fn token(&self, asset: &AssetId) -> Option<&Token> {
@@ -77,6 +92,28 @@ impl Chain {
             }
         };
         Ok(self.node.block(number).await?.ok_or("the node lacks a block below its own head")?)
+    }
+
+    /// Whether the chain still has this block: every source is asked.
+    pub(crate) async fn is_canonical(&self, block: &BlockRef) -> Result<Canonical, BoxError> {
+        let mut verdict = None;
+        // Nodes that disagree prove nothing: one of them lags or lies. Those that do not answer are left out.
+        for node in self.node.each() {
+            let found = match node.block(block.number).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a block could not be read");
+                    continue;
+                }
+            };
+            let holds = found.is_some_and(|found| found.hash.0 == block.hash);
+            let says = if holds { Canonical::Holds } else { Canonical::Gone };
+            if verdict.is_some_and(|verdict| verdict != says) {
+                return Err(format!("the nodes disagree about block {}", block.number).into());
+            }
+            verdict = Some(says);
+        }
+        verdict.ok_or_else(|| format!("no node said whether block {} still holds", block.number).into())
     }
 
     /// Every block from `watch_depth` below the head up to it.
@@ -155,14 +192,20 @@ pub(crate) fn validate(config: &ChainConfig) -> Result<u64, ConnectError> {
     if config.rpc.is_empty() {
         return wrong("rpc is empty; name at least one node");
     }
-    if config.assets.is_empty() {
-        return wrong("assets is empty; name at least one token, such as USDC");
+    if config.assets.is_empty() && !config.takes_native() {
+        return wrong("assets is empty and the native coin is not taken; name at least one token, such as USDC");
+    }
+    if config.assets.is_empty() && config.relayer.is_some() {
+        return wrong("assets is empty, so the relayer has nothing to settle; name a token, or take the relayer out");
     }
     if (1..config.assets.len()).any(|i| config.assets[..i].iter().any(|a| a.address == config.assets[i].address)) {
         return wrong("assets names one token twice");
     }
-    if config.confirmations == 0 {
-        return wrong("confirmations is 0; expected 1 or more");
+    if let Err(problem) = tiers(&config.confirmations) {
+        return wrong(problem);
+    }
+    if config.quorum.is_some_and(|quorum| quorum.agree < 2 || quorum.agree > config.rpc.len()) {
+        return wrong("quorum.agree must be 2 or more, and not more than there are sources");
     }
     if config.pay_to.0 == [0; 20] {
         return wrong("pay_to is the zero address; tokens sent there are lost");
@@ -179,8 +222,26 @@ pub(crate) fn validate(config: &ChainConfig) -> Result<u64, ConnectError> {
     }
     if [limits.rpc_timeout, limits.settle_timeout, limits.poll_min, limits.poll_max, limits.bump_after]
         .contains(&Duration::ZERO)
+        || config.head_age_max.is_zero()
     {
         return wrong("a timeout of zero can never be met");
     }
     Ok(chain_id)
+}
+
+/// Rising bounds, and one tier for all the rest.
+fn tiers(tiers: &[FinalityTier]) -> Result<(), &'static str> {
+    let Some((last, bounded)) = tiers.split_last() else {
+        return Err("confirmations is empty; expected 1 block or more");
+    };
+    if last.up_to.is_some() || bounded.iter().any(|tier| tier.up_to.is_none()) {
+        return Err("every tier of confirmations but the last needs up_to, and the last must not have it");
+    }
+    if bounded.windows(2).any(|pair| pair[0].up_to >= pair[1].up_to) {
+        return Err("the tiers of confirmations must be in rising order of up_to");
+    }
+    if tiers.iter().any(|tier| tier.finality == Finality::Blocks(0)) {
+        return Err("a tier of confirmations asks for 0 blocks; expected 1 or more");
+    }
+    Ok(())
 }

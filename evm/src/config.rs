@@ -2,7 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use farebox_core::{EvmAddress, Finality, Network};
+use alloy::primitives::Address;
+use farebox_core::{Decimal, EvmAddress, Finality, Network};
 use url::Url;
 
 use crate::EvmKey;
@@ -14,22 +15,82 @@ pub struct ChainConfig {
     pub network: Network,
     /// Nodes to ask, the preferred one first; at least one.
     pub rpc: Vec<RpcUrl>,
-    /// How many blocks, the one with the transfer included, make a payment final; 1 or more.
-    pub confirmations: u64,
-    /// The tokens we take, in order of preference; at least one.
+    /// What makes a payment final, by what it is worth: tiers with rising bounds, the last one without.
+    pub confirmations: Vec<FinalityTier>,
+    /// What a payment must wait for whose payer has had one undone by a reorganisation.
+    pub marked_finality: Finality,
+    /// The tokens we take, in order of preference. May be empty if the native coin is taken.
     pub assets: Vec<AssetConfig>,
+    /// The coin that pays for gas. Without it no rate is known for gas, and it is not taken.
+    pub native: Option<NativeCoin>,
     /// Who is paid.
     pub pay_to: EvmAddress,
-    /// Who sends the transactions and pays their gas.
-    pub relayer: EvmKey,
+    /// Who sends the transactions and pays their gas. Without one we take no x402 payments on this chain.
+    pub relayer: Option<EvmKey>,
+    /// A head older than this is of a node that lags or a chain that stands still: what is said of a transfer then is no verdict.
+    pub head_age_max: Duration,
+    /// How many sources must agree on a transfer that is worth more than so much. Without it one is believed.
+    pub quorum: Option<Quorum>,
     /// Every limit, by name.
     pub limits: ChainLimits,
 }
 
+/// What makes payments up to some worth final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FinalityTier {
+    /// For payments worth at most so many US dollars; `None` for whatever is worth more than the tiers before, and for what nobody
+    /// knows the worth of.
+    pub up_to: Option<Decimal>,
+    /// What they wait for.
+    pub finality: Finality,
+}
+
+/// The coin that pays for gas. It has 18 decimals on every EVM chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NativeCoin {
+    /// As prices and rates name it, such as `ETH`.
+    pub symbol: String,
+    /// Whether we are paid in it.
+    pub role: NativeRole,
+}
+
+/// What a chain's own coin is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NativeRole {
+    /// Gas alone.
+    Gas,
+    /// Gas, and payment by transfer.
+    Payment,
+}
+
+/// How many sources must say the same before money is believed to have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quorum {
+    /// So many, 2 or more.
+    pub agree: usize,
+    /// For transfers worth more than so many US dollars, and those nobody knows the worth of.
+    pub above: Decimal,
+}
+
 impl ChainConfig {
-    /// What makes a payment final.
-    pub(crate) const fn finality(&self) -> Finality {
-        Finality::Blocks(self.confirmations)
+    /// What a payment waits for that is worth so many US dollars; `None` if nobody knows what it is worth.
+    #[must_use]
+    pub fn finality(&self, worth: Option<Decimal>) -> Finality {
+        let enough = |tier: &&FinalityTier| match (tier.up_to, worth) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(up_to), Some(worth)) => worth <= up_to,
+        };
+        self.confirmations.iter().find(enough).map_or_else(Finality::default, |tier| tier.finality)
+    }
+
+    /// Whether payments in the native coin are taken.
+    pub(crate) fn takes_native(&self) -> bool {
+        self.native.as_ref().is_some_and(|native| native.role == NativeRole::Payment)
+    }
+
+    pub(crate) fn relayer_address(&self) -> Option<Address> {
+        self.relayer.as_ref().map(EvmKey::alloy_address)
     }
 }
 
@@ -172,6 +233,30 @@ impl fmt::Debug for RpcUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_knows_the_worth_of_waits_for_the_deepest_tier() {
+        let dollars = |text: &str| text.parse::<Decimal>().unwrap();
+        let tier = |up_to, finality| FinalityTier { up_to, finality };
+        let config = ChainConfig {
+            confirmations: vec![
+                tier(Some(dollars("1")), Finality::Blocks(1)),
+                tier(Some(dollars("100")), Finality::Safe),
+                tier(None, Finality::Finalized),
+            ],
+            ..crate::testing::chain()
+        };
+        for (worth, expected) in [
+            (Some("0.000001"), Finality::Blocks(1)),
+            (Some("1"), Finality::Blocks(1)),
+            (Some("1.000001"), Finality::Safe),
+            (Some("100"), Finality::Safe),
+            (Some("100.01"), Finality::Finalized),
+            (None, Finality::Finalized),
+        ] {
+            assert_eq!(config.finality(worth.map(dollars)), expected, "{worth:?}");
+        }
+    }
 
     #[test]
     fn a_node_address_never_prints_its_key() {

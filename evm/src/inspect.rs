@@ -6,12 +6,12 @@ use farebox_core::{Decimal, Network, Timestamp};
 use tokio::time::Instant;
 
 use crate::{
-    ChainConfig, address,
+    ChainConfig, EvmKey, address,
     chain::{node_of, validate},
     checksum,
     lane::Quote,
     node::Node,
-    token::Token,
+    token::{Coin, Token},
 };
 
 /// A head older than this is a node that lags, or a chain that stands still.
@@ -69,7 +69,9 @@ pub async fn inspect(config: &ChainConfig, now: Timestamp) -> ChainReport {
         Ok((chain_id, node)) => {
             looked.nodes(&node, chain_id, now).await;
             looked.tokens(config, &node, chain_id).await;
-            looked.relayer(config, &node).await;
+            if let Some(relayer) = &config.relayer {
+                looked.relayer(config, relayer, &node).await;
+            }
             looked.pay_to_code(config, &node).await;
         }
         Err(error) => looked.add(Severity::Error, error.code(), told(&error)),
@@ -86,7 +88,7 @@ impl Looked {
 
     fn recipient(&mut self, config: &ChainConfig) {
         let pay_to = checksum(config.pay_to);
-        if config.pay_to == config.relayer.address() {
+        if config.relayer.as_ref().is_some_and(|relayer| relayer.address() == config.pay_to) {
             let message =
                 format!("pay_to {pay_to} is the relayer itself; its key is on this machine, so pay somebody else");
             self.add(Severity::Warning, "pay_to_is_relayer", message);
@@ -127,6 +129,17 @@ impl Looked {
 
     async fn tokens(&mut self, config: &ChainConfig, node: &Node, chain_id: u64) {
         for asset in &config.assets {
+            if config.relayer.is_none() {
+                match Coin::read(node, &config.network, asset).await {
+                    Ok(coin) => {
+                        let message =
+                            format!("{} {} has {} decimals", coin.symbol, checksum(asset.address), coin.decimals);
+                        self.add(Severity::Fine, "token", message);
+                    }
+                    Err(error) => self.add(Severity::Error, error.code(), told(&error)),
+                }
+                continue;
+            }
             match Token::read(node, &config.network, chain_id, asset).await {
                 Ok(token) => {
                     let message = format!(
@@ -144,10 +157,10 @@ impl Looked {
         }
     }
 
-    async fn relayer(&mut self, config: &ChainConfig, node: &Node) {
-        let relayer = checksum(config.relayer.address());
+    async fn relayer(&mut self, config: &ChainConfig, key: &EvmKey, node: &Node) {
+        let relayer = checksum(key.address());
         let limits = &config.limits;
-        let quote = match Quote::ask(node, config.relayer.alloy_address()).await {
+        let quote = match Quote::ask(node, key.alloy_address()).await {
             Ok(quote) => quote,
             Err(error) => return self.add(Severity::Error, "relayer", told(&error)),
         };

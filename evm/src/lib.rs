@@ -6,6 +6,7 @@ mod abi;
 mod address;
 mod bounced;
 mod chain;
+mod chains;
 mod check;
 mod config;
 mod error;
@@ -18,12 +19,18 @@ mod outcome;
 mod rail;
 mod settle;
 mod signature;
+#[cfg(test)]
+mod testing;
 mod token;
 mod verify;
 mod wallet;
 
 pub use address::{AddressError, checksum, parse_address};
-pub use config::{AssetConfig, ChainConfig, ChainLimits, ETHER, GWEI, Pegged, RpcUrl, RpcUrlError};
+pub use chains::EvmChains;
+pub use config::{
+    AssetConfig, ChainConfig, ChainLimits, ETHER, FinalityTier, GWEI, NativeCoin, NativeRole, Pegged, Quorum, RpcUrl,
+    RpcUrlError,
+};
 pub use error::ConnectError;
 pub use inspect::{ChainReport, Finding, Severity, inspect};
 pub use key::{EvmKey, KeyError};

@@ -51,13 +51,16 @@ impl Chain {
         let (Some(token), Some(transfer)) = (self.token(&payment.amount.asset), Transfer::of(payment)) else {
             return in_doubt(None, "this payment's token is not configured");
         };
+        let Some(lane) = &self.lane else {
+            return in_doubt(None, "no relayer is configured on this network");
+        };
         let order = Order {
             payment: payment.id,
             token: token.address,
             calldata: transfer_call(token, x402),
             valid_until: payment.valid_until,
         };
-        match self.lane.send(order, deadline).await {
+        match lane.send(order, deadline).await {
             Ended::Mined(receipt) => self.judge(payment, &transfer, *receipt, deadline).await,
             Ended::Unsent(unsent) => in_doubt(None, unsent),
             Ended::TooLate(rejected) => Settlement::Refused(rejected),
@@ -202,7 +205,7 @@ impl Chain {
 
     /// A transfer that somebody else submitted. A transaction of our own relayer must be this payment's own.
     async fn paid_by_other(&self, payment: &Payment, receipt: &Receipt) -> Result<Settlement, BoxError> {
-        if receipt.from == self.config.relayer.alloy_address() {
+        if Some(receipt.from) == self.config.relayer_address() {
             let own = self.store.transactions_of(payment.id).await?;
             if !hashes(&own).contains(&receipt.transaction_hash) {
                 return Err("a transaction of our relayer that is not this payment's used its authorization".into());

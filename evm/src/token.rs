@@ -4,7 +4,7 @@ use alloy::{
     primitives::{Address, B256, Bytes, U64},
     sol_types::SolCall,
 };
-use farebox_core::{Amount, AssetId, EvmAddress, Network, Offer, Price, RailName, ports::OfferError};
+use farebox_core::{Amount, AssetId, Decimal, EvmAddress, Network, Offer, Price, RailName, ports::OfferError};
 
 use crate::{
     AssetConfig, ChainConfig, ConnectError, Pegged,
@@ -18,8 +18,74 @@ use crate::{
 const VERSIONS: [&str; 2] = ["1", "2"];
 /// Gas of one question to a token's view functions: they are read from strangers' contracts.
 const VIEW_GAS_MAX: u64 = 1_000_000;
+/// Of the native coin, on every EVM chain.
+pub(crate) const NATIVE_DECIMALS: u8 = 18;
 /// The longest name or version that we put into bills.
 const NAME_BYTES_MAX: usize = 64;
+
+/// What a payment is made in: a token, or the native coin.
+#[derive(Clone, Debug)]
+pub(crate) struct Coin {
+    pub(crate) asset: AssetId,
+    pub(crate) symbol: String,
+    pub(crate) decimals: u8,
+    pub(crate) pegged: Pegged,
+}
+
+impl Coin {
+    /// Reads a token that need not take authorizations.
+    ///
+    /// # Errors
+    /// Unreachable, or a contract that does not tell its decimals.
+    pub(crate) async fn read(node: &Node, network: &Network, asset: &AssetConfig) -> Result<Self, ConnectError> {
+        let reader = Reader { node, network, token: asset.address };
+        if reader.code().await?.is_empty() {
+            return Err(reader.unusable("has no code on this chain"));
+        }
+        Ok(Self {
+            asset: AssetId::erc20(network.clone(), asset.address),
+            symbol: asset.symbol.clone(),
+            decimals: reader.must(Abi::decimalsCall {}).await?,
+            pegged: asset.pegged,
+        })
+    }
+
+    /// The chain's own coin, if it is taken.
+    pub(crate) fn native(config: &ChainConfig) -> Option<Self> {
+        let native = config.native.as_ref().filter(|_| config.takes_native())?;
+        Some(Self {
+            asset: AssetId::native(config.network.clone()),
+            symbol: native.symbol.clone(),
+            decimals: NATIVE_DECIMALS,
+            pegged: Pegged::No,
+        })
+    }
+
+    pub(crate) fn of(token: &Token) -> Self {
+        let Token { asset, symbol, decimals, pegged, .. } = token;
+        Self { asset: asset.clone(), symbol: symbol.clone(), decimals: *decimals, pegged: *pegged }
+    }
+
+    /// What so many units are worth in US dollars, if anybody knows.
+    pub(crate) fn dollars(&self, units: u128) -> Option<Decimal> {
+        (self.pegged == Pegged::UsDollar).then(|| Decimal::from_units(units, self.decimals))
+    }
+
+    /// The units for `price`, if this coin is meant by it.
+    pub(crate) fn units(&self, price: &Price) -> Result<Option<u128>, OfferError> {
+        let amount = match price {
+            Price::Usd(dollars) if self.pegged == Pegged::UsDollar => dollars,
+            Price::Token { amount, symbol } if *symbol == self.symbol => amount,
+            Price::Usd(_) | Price::Token { .. } => return Ok(None),
+        };
+        amount.to_units(self.decimals).map(Some).map_err(|source| OfferError::NotExact {
+            price: price.clone(),
+            symbol: self.symbol.clone(),
+            network: self.asset.network().clone(),
+            source: Box::new(source),
+        })
+    }
+}
 
 /// A token that takes EIP-3009 authorizations.
 #[derive(Clone, Debug)]
@@ -81,17 +147,8 @@ impl Token {
 
     /// The x402 offer for `price`, if this token is meant by it.
     pub(crate) fn offer(&self, price: &Price, chain: &ChainConfig) -> Result<Option<Offer>, OfferError> {
-        let amount = match price {
-            Price::Usd(dollars) if self.pegged == Pegged::UsDollar => dollars,
-            Price::Token { amount, symbol } if *symbol == self.symbol => amount,
-            Price::Usd(_) | Price::Token { .. } => return Ok(None),
-        };
-        let units = amount.to_units(self.decimals).map_err(|source| OfferError::NotExact {
-            price: price.clone(),
-            symbol: self.symbol.clone(),
-            network: chain.network.clone(),
-            source: Box::new(source),
-        })?;
+        let coin = Coin::of(self);
+        let Some(units) = coin.units(price)? else { return Ok(None) };
         Ok(Some(Offer {
             rail: RailName::X402,
             scheme: "exact".into(),
@@ -103,7 +160,7 @@ impl Token {
                 .map(|(key, value)| (key.to_owned(), value.clone().into()))
                 .into_iter()
                 .collect(),
-            finality: chain.finality(),
+            finality: chain.finality(coin.dollars(units)),
             network_fee: None,
         }))
     }

@@ -36,7 +36,10 @@ impl Chain {
         let Some(token) = self.token(&checked.offer.amount.asset) else {
             return no(code::NETWORK, "this token is not configured");
         };
-        if let Some(unsent) = self.lane.stalled() {
+        let (Some(lane), Some(relayer)) = (&self.lane, self.config.relayer_address()) else {
+            return Err(unavailable("no relayer is configured on this network"));
+        };
+        if let Some(unsent) = lane.stalled() {
             return Err(VerifyError::Unavailable { source: unsent.into() });
         }
         if let Some(left) = self.bounced.left(x402.authorization.from) {
@@ -50,7 +53,7 @@ impl Chain {
         }
         self.wait_for_validity(x402).await;
         let call = Call {
-            from: Some(self.config.relayer.alloy_address()),
+            from: Some(relayer),
             to: token.address,
             gas: Some(U64::from(self.config.limits.gas_limit_max)),
             data: transfer_call(token, x402),

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{AssetConfig, ChainConfig, EvmKey, Pegged, RpcUrl, signature::domain_separator};
+use crate::{EvmKey, Pegged, signature::domain_separator, testing::chain};
 
 /// The first development key, with which the vectors were recorded.
 const KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
@@ -25,22 +25,6 @@ fn token(address: &str, name: &str) -> Token {
         version: "2".to_owned(),
         decimals: 6,
         domain: domain_separator(name, "2", 84532, crate::address::alloy(address)),
-    }
-}
-
-fn chain() -> ChainConfig {
-    ChainConfig {
-        network: Network::evm(84532),
-        rpc: vec![RpcUrl::parse("http://127.0.0.1:1").unwrap()],
-        confirmations: 1,
-        assets: vec![AssetConfig {
-            address: USDC.parse().unwrap(),
-            symbol: "USDC".to_owned(),
-            pegged: Pegged::UsDollar,
-        }],
-        pay_to: SELLER.parse().unwrap(),
-        relayer: EvmKey::from_hex(KEY).unwrap(),
-        limits: limits(),
     }
 }
 
@@ -77,9 +61,8 @@ fn with_signature(x402: &X402Credential, signature: Vec<u8>) -> Credential {
     Credential::X402(X402Credential::new(x402.version, x402.accepted.clone(), x402.authorization.clone(), signature))
 }
 
-/// What the recorded payments were offered.
 fn limits() -> ChainLimits {
-    ChainLimits { max_timeout_s: 60, ..ChainLimits::default() }
+    chain().limits
 }
 
 #[test]

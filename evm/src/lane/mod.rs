@@ -25,7 +25,7 @@ pub(crate) use self::{
     fees::Quote,
     slot::{Ended, Unsent},
 };
-use crate::{ChainConfig, ChainLimits, ConnectError, node::Node};
+use crate::{ChainConfig, ChainLimits, ConnectError, EvmKey, node::Node};
 
 /// Reports from couriers that wait for the lane; couriers wait when it is full.
 const REPORTS_MAX: usize = 256;
@@ -67,6 +67,7 @@ impl Lane {
     /// The node or the ledger did not say.
     pub(crate) async fn start(
         config: &ChainConfig,
+        relayer: &EvmKey,
         chain_id: u64,
         node: &Node,
         store: Arc<dyn TransactionStore>,
@@ -75,7 +76,7 @@ impl Lane {
         let (jobs, jobs_in) = mpsc::channel(config.limits.in_flight_max);
         let (reports, reports_in) = mpsc::channel(REPORTS_MAX);
         let courier = Courier::new(node.clone(), store.clone(), reports, &config.limits);
-        let writer = Writer::restore(config, chain_id, node, courier.clone(), store, clock).await?;
+        let writer = Writer::restore(config, relayer, chain_id, node, courier.clone(), store, clock).await?;
         tokio::spawn(courier.watch_receipts());
         tokio::spawn(writer.run(jobs_in, reports_in));
         Ok(Self {

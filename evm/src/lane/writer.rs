@@ -101,6 +101,7 @@ impl Writer {
     /// Takes up what an earlier run left: what is stored and unmined goes out again.
     pub(super) async fn restore(
         config: &ChainConfig,
+        relayer: &EvmKey,
         chain_id: u64,
         node: &Node,
         courier: Arc<Courier>,
@@ -108,17 +109,15 @@ impl Writer {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConnectError> {
         let network = &config.network;
-        let lane = lane_key(network, config.relayer.address());
+        let lane = lane_key(network, relayer.address());
         let ledger = |source| ConnectError::Ledger { network: network.clone(), source: Box::new(source) };
         let open = store.open_transactions(&lane).await.map_err(ledger)?;
         let last = store.last_nonce(&lane).await.map_err(ledger)?;
-        let mined = node
-            .mined_nonce(config.relayer.alloy_address())
-            .await
-            .map_err(|source| node.unreachable(network, source))?;
+        let mined =
+            node.mined_nonce(relayer.alloy_address()).await.map_err(|source| node.unreachable(network, source))?;
         let mut writer = Self {
             chain_id,
-            key: config.relayer.clone(),
+            key: relayer.clone(),
             lane,
             limits: config.limits.clone(),
             node: node.clone(),

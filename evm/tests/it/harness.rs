@@ -17,14 +17,17 @@ use alloy::{
 };
 use async_trait::async_trait;
 use farebox_core::{
-    Binding, Credential, FeeTerms, InstanceId, LaneKey, Network, Offer, Payment, PaymentId, PaymentState, Permit,
-    ProofId, RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
+    Binding, Credential, FeeTerms, Finality, InstanceId, LaneKey, Network, Offer, Payment, PaymentId, PaymentState,
+    Permit, ProofId, RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
     ports::{
         Checked, Claimant, Clock, Entropy, LedgerUnavailable, Lookups, NoLookup, Presented, Rail, RecordError,
         Settlement, TransactionStore, Verified, VerifyError, Wallet, claim_of,
     },
 };
-use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmKey, EvmRail, LocalWallet, Pegged, RpcUrl, parse_address};
+use farebox_evm::{
+    AssetConfig, ChainConfig, ChainLimits, EvmChains, EvmKey, EvmRail, FinalityTier, LocalWallet, NativeCoin,
+    NativeRole, Pegged, RpcUrl, parse_address,
+};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -249,14 +252,18 @@ pub(crate) fn config(url: &str, change: impl FnOnce(&mut ChainConfig)) -> ChainC
     let mut config = ChainConfig {
         network: Network::evm(CHAIN_ID),
         rpc: vec![RpcUrl::parse(url).unwrap()],
-        confirmations: 1,
+        confirmations: vec![FinalityTier { up_to: None, finality: Finality::Blocks(1) }],
+        marked_finality: Finality::Blocks(3),
         assets: vec![AssetConfig {
             address: parse_address(USDC).unwrap(),
             symbol: "USDC".into(),
             pegged: Pegged::UsDollar,
         }],
         pay_to: parse_address(SELLER).unwrap(),
-        relayer: EvmKey::from_hex(RELAYER).unwrap(),
+        native: Some(NativeCoin { symbol: "ETH".into(), role: NativeRole::Payment }),
+        relayer: Some(EvmKey::from_hex(RELAYER).unwrap()),
+        head_age_max: Duration::from_secs(120),
+        quorum: None,
         limits,
     };
     change(&mut config);
@@ -283,7 +290,8 @@ impl World {
         let payer = farebox_evm::checksum(key.address());
         anvil.mint(&payer, 100_000_000).await;
         let clock = Arc::new(WallClock);
-        let rail = EvmRail::connect(vec![config(&url, change)], store.clone(), clock).await.unwrap();
+        let chains = EvmChains::connect(vec![config(&url, change)], store.clone(), clock).await.unwrap();
+        let rail = chains.x402().unwrap();
         let offers = rail.offers(&"$0.01".parse().unwrap(), FeeTerms::default()).unwrap();
         let wallet = Arc::new(LocalWallet::new(key, Arc::new(Random)));
         Self { anvil, store, rail: Arc::new(rail), offers, wallet, payer_key, payer }
@@ -292,7 +300,9 @@ impl World {
     /// A second rail on the same books, as after a restart.
     pub(crate) async fn restarted(&self) -> EvmRail {
         let clock = Arc::new(WallClock);
-        EvmRail::connect(vec![config(&self.anvil.url, |_| ())], self.store.clone(), clock).await.unwrap()
+        let chains =
+            EvmChains::connect(vec![config(&self.anvil.url, |_| ())], self.store.clone(), clock).await.unwrap();
+        chains.x402().unwrap()
     }
 
     pub(crate) async fn credential(&self) -> Credential {

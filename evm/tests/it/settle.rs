@@ -7,7 +7,7 @@ use alloy::{
     sol_types::SolCall,
 };
 use farebox_core::{
-    Credential, Payment, PaymentState,
+    Credential, Finality, Payment, PaymentState,
     ports::{Canonical, Rail, Settlement},
 };
 use serde_json::json;
@@ -166,7 +166,8 @@ async fn a_reorganisation_is_seen_and_the_payment_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_is_final_only_with_its_confirmations() {
-    let world = World::through(&[], str::to_owned, |config| config.confirmations = 3).await;
+    let world =
+        World::through(&[], str::to_owned, |config| config.confirmations[0].finality = Finality::Blocks(3)).await;
     let claimed = world.claimed().await;
     let (settled, ()) = tokio::join!(world.settle(&claimed), async {
         while world.anvil.balance(SELLER).await == 0 {

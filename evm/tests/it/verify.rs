@@ -6,7 +6,7 @@ use farebox_core::{
     Credential, EvmAddress, Network, X402Credential,
     ports::{Rail, SignatureCheck, VerifyError, Wallet},
 };
-use farebox_evm::{ConnectError, EvmKey, EvmRail, LocalWallet, RpcUrl, Severity, inspect, parse_address};
+use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, RpcUrl, Severity, inspect, parse_address};
 
 use crate::{
     harness::{
@@ -192,8 +192,8 @@ async fn a_dead_node_is_passed_over_and_a_wrong_one_refused() {
     let world = World::new(&[]).await;
     let dead = RpcUrl::parse("http://127.0.0.1:1/secret").unwrap();
     let both = config(&world.anvil.url, |c| c.rpc.insert(0, dead.clone()));
-    let connect = |c| EvmRail::connect(vec![c], Arc::new(Store::default()), Arc::new(WallClock));
-    let rail = connect(both).await.unwrap();
+    let connect = |c| EvmChains::connect(vec![c], Arc::new(Store::default()), Arc::new(WallClock));
+    let rail = connect(both).await.unwrap().x402().unwrap();
     rail.verify(&world.check(&world.credential().await), &Unlimited).await.unwrap();
 
     let only_dead = connect(config(&world.anvil.url, |c| c.rpc = vec![dead])).await.unwrap_err();
@@ -216,9 +216,9 @@ async fn an_inspection_tells_what_is_there_and_what_is_wrong() {
     assert_eq!(fine.worst(), Severity::Fine, "{fine:?}");
     let said = |code: &str, part: &str| fine.findings.iter().any(|f| f.code == code && f.message.contains(part));
     assert!(said("token", "\"USDC\" version \"2\" with 6 decimals") && said("relayer_gas", "settlements"), "{fine:?}");
-    let poor = inspect(&config(&anvil.url, |c| c.relayer = EvmKey::from_bytes(&[3; 32]).unwrap()), now()).await;
+    let poor = inspect(&config(&anvil.url, |c| c.relayer = Some(EvmKey::from_bytes(&[3; 32]).unwrap())), now()).await;
     assert_eq!(poor.worst(), Severity::Error, "{poor:?}");
-    let own = inspect(&config(&anvil.url, |c| c.pay_to = c.relayer.address()), now()).await;
+    let own = inspect(&config(&anvil.url, |c| c.pay_to = c.relayer.as_ref().unwrap().address()), now()).await;
     assert!(own.findings.iter().any(|f| f.code == "pay_to_is_relayer"), "{own:?}");
     let token = inspect(&config(&anvil.url, |c| c.pay_to = parse_address(USDC).unwrap()), now()).await;
     assert!(token.findings.iter().any(|f| f.code == "pay_to_contract"), "{token:?}");

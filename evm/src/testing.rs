@@ -1,0 +1,28 @@
+//! What unit tests stand on.
+
+use std::time::Duration;
+
+use farebox_core::{Finality, Network};
+
+use crate::{AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, NativeCoin, NativeRole, Pegged, RpcUrl};
+
+/// The chain of the recorded payments, with a relayer and its own coin.
+pub(crate) fn chain() -> ChainConfig {
+    ChainConfig {
+        network: Network::evm(84532),
+        rpc: vec![RpcUrl::parse("http://127.0.0.1:1").unwrap()],
+        confirmations: vec![FinalityTier { up_to: None, finality: Finality::Blocks(1) }],
+        marked_finality: Finality::Blocks(12),
+        assets: vec![AssetConfig {
+            address: "0x036CbD53842c5426634e7929541eC2318f3dCF7e".parse().unwrap(),
+            symbol: "USDC".to_owned(),
+            pegged: Pegged::UsDollar,
+        }],
+        native: Some(NativeCoin { symbol: "ETH".to_owned(), role: NativeRole::Payment }),
+        pay_to: "0x209693Bc6afc0C5328bA36FaF03C514EF312287C".parse().unwrap(),
+        relayer: Some(EvmKey::from_bytes(&[7; 32]).unwrap()),
+        head_age_max: Duration::from_secs(120),
+        quorum: None,
+        limits: ChainLimits { max_timeout_s: 60, ..ChainLimits::default() },
+    }
+}
