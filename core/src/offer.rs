@@ -141,6 +141,12 @@ impl TryFrom<FinalityLiteral> for Finality {
 }
 
 impl Offer {
+    /// Whether both ask for the same. What they tell of the network's fee does not matter.
+    #[must_use]
+    pub fn same_terms(&self, other: &Self) -> bool {
+        Self { network_fee: None, ..self.clone() } == Self { network_fee: None, ..other.clone() }
+    }
+
     /// The network it is paid on.
     #[must_use]
     pub const fn network(&self) -> &Network {

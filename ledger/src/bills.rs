@@ -27,7 +27,7 @@ pub(crate) fn exchange_offers(
     )?;
     for (index, offer) in current.iter().enumerate() {
         // A caller may name an offer twice; it is one offer all the same.
-        if known.iter().any(|k| k.offer == *offer) || current[..index].contains(offer) {
+        if known.iter().any(|k| k.offer.same_terms(offer)) || current[..index].iter().any(|c| c.same_terms(offer)) {
             continue;
         }
         let sql = "INSERT INTO offers (route, offer) VALUES (?1, ?2)";
@@ -35,7 +35,7 @@ pub(crate) fn exchange_offers(
     }
     let mut owed = Vec::new();
     for KnownOffer { sequence, offer, retired_at } in known {
-        if current.contains(&offer) {
+        if current.iter().any(|c| c.same_terms(&offer)) {
             retire(connection, sequence, None)?;
             continue;
         }

@@ -3,9 +3,10 @@
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Answer, Claim, Claimed, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp, TransactionFate,
-    TransactionId,
+    Answer, Claim, Claimed, Delivery, Finality, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp,
+    TransactionFate, TransactionId,
     ports::{Ledger as _, PaymentFilter, TransactionStore as _},
+    verify_audit,
 };
 use farebox_testkit::test_claim;
 use tempfile::TempDir;
@@ -158,6 +159,9 @@ async fn a_wrong_row_is_named_and_never_believed() {
         ("UPDATE payments SET block_number = 1", "block_hash"),
         ("UPDATE payments SET payer_address = 'x'", "payer_address"),
         ("UPDATE payments SET rail = 'cash'", "rail"),
+        ("UPDATE payments SET rail = 'transfer'", "credential"),
+        ("UPDATE payments SET credit = '00'", "credit"),
+        ("UPDATE payments SET finality = '99999999999999999999'", "finality"),
         ("UPDATE payments SET credential = replace(credential, '0x0101', '0x0202')", "digest"),
     ] {
         let folder = Folder::new();
@@ -311,6 +315,12 @@ fn hot_queries_use_an_index() {
             "SELECT hash FROM transactions WHERE lane = ?1 AND fate = 'open' ORDER BY nonce, sequence",
             "transactions_open",
         ),
+        ("SELECT id FROM payments WHERE payer_address = ?1 AND credit <> '0' AND state = 'settled'", "payments_credit"),
+        ("SELECT payer FROM payments WHERE reversed = 1 GROUP BY payer", "payments_reversed"),
+        ("SELECT line FROM audit ORDER BY sequence DESC LIMIT 1", "SCAN audit"),
+        ("SELECT line FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT 9", "INTEGER PRIMARY KEY"),
+        ("SELECT line FROM audit WHERE payment = ?1 ORDER BY sequence", "audit_payment"),
+        ("SELECT hash FROM transactions WHERE hash = ?1", "sqlite_autoindex_transactions_1"),
         ("SELECT nonce FROM transactions WHERE lane = ?1 ORDER BY nonce DESC LIMIT 1", "transactions_lane"),
     ] {
         let mut plan = hand.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
@@ -331,5 +341,103 @@ async fn a_file_that_was_deleted_under_it_takes_no_more_writes() {
         std::fs::remove_file(folder.0.path().join(file)).unwrap();
         let refused = ledger.claim(sample_claim(2)).await.unwrap_err();
         assert!(causes(&refused).contains("was deleted or replaced"), "{file}: {}", causes(&refused));
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_of_version_1_is_migrated_with_all_it_has() {
+    let folder = Folder::new();
+    let mut hand = by_hand(&folder);
+    schema::migrate(&mut hand, &schema::MIGRATIONS[..1]).unwrap();
+    hand.execute_batch(include_str!("tests/v1.sql")).unwrap();
+    drop(hand);
+    assert_eq!(SqliteReader::open(&folder.path()).unwrap_err().code(), "ledger_older");
+    let ledger = open(&folder).unwrap();
+    let payments = ledger.list(&PaymentFilter::default()).await.unwrap();
+    let states: Vec<_> = payments.iter().rev().map(|p| p.state.as_str()).collect();
+    assert_eq!(states, ["settled", "claimed", "settling", "in_doubt", "refused", "void"]);
+    for payment in &payments {
+        assert_eq!((payment.credit, payment.finality, payment.reversed), (0, Finality::Finalized, false));
+    }
+    let delivered = &payments[5];
+    assert_eq!((delivered.delivery, delivered.block.unwrap().number), (Delivery::Delivered, 1));
+    assert_eq!(ledger.find(sample_claim(1).credential.digest()).await.unwrap().as_ref(), Some(delivered));
+    assert_eq!(ledger.answer(delivered.id, NOW).await.unwrap().unwrap().body, b"hello");
+    assert_eq!(ledger.open_transactions(&LaneKey::new("lane")).await.unwrap().len(), 4);
+    assert_eq!(ledger.audit_lines(0, 10).await.unwrap(), [], "what was decided before the log is not made up");
+    // It works on as it did: held proofs are held, free ones are free, and the log begins.
+    assert!(matches!(ledger.claim(sample_claim(3)).await.unwrap(), Claimed::Busy(_)));
+    let again = Claim { id: sample_claim(7).id, ..sample_claim(6) };
+    assert!(matches!(ledger.claim(again).await.unwrap(), Claimed::Granted(_)));
+    assert_eq!(ledger.audit_lines(0, 10).await.unwrap().len(), 1);
+    drop(ledger);
+    let hand = by_hand(&folder);
+    let objects = |hand: &rusqlite::Connection| {
+        let sql = "SELECT name || ': ' || coalesce(sql, '') FROM sqlite_schema ORDER BY name";
+        let mut statement = hand.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get::<_, String>(0)).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let fresh = Folder::new();
+    drop(open(&fresh).unwrap());
+    assert_eq!(objects(&hand), objects(&by_hand(&fresh)));
+    let checks: String = hand.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(checks, "ok");
+}
+
+#[test]
+fn an_older_ledger_with_orphaned_rows_is_left_as_it_was() {
+    let folder = Folder::new();
+    let mut hand = by_hand(&folder);
+    schema::migrate(&mut hand, &schema::MIGRATIONS[..1]).unwrap();
+    hand.execute_batch(include_str!("tests/v1.sql")).unwrap();
+    hand.execute_batch("PRAGMA foreign_keys = OFF; DELETE FROM payments WHERE state = 'in_doubt'").unwrap();
+    drop(hand);
+    assert_eq!(open(&folder).unwrap_err().code(), "ledger_dangling");
+    assert_eq!(SqliteReader::open(&folder.path()).unwrap_err().code(), "ledger_older");
+}
+
+#[tokio::test]
+async fn an_audit_entry_is_neither_changed_nor_removed_by_accident() {
+    let folder = Folder::new();
+    let ledger = open(&folder).unwrap();
+    for number in 1..4 {
+        ledger.claim(sample_claim(number)).await.unwrap();
+    }
+    let before = ledger.audit_lines(0, 10).await.unwrap();
+    let hand = by_hand(&folder);
+    for sql in [
+        "UPDATE audit SET line = '{}' WHERE sequence = 2",
+        "UPDATE audit SET sequence = 9 WHERE sequence = 3",
+        "DELETE FROM audit WHERE sequence = 3",
+        "DELETE FROM audit",
+        "INSERT INTO audit (sequence, at, line) VALUES (5, 0, '{}')",
+        "INSERT INTO audit (sequence, at, line) VALUES (2, 0, '{}')",
+        "INSERT OR REPLACE INTO audit (sequence, at, line) VALUES (3, 0, '{}')",
+        "REPLACE INTO audit (sequence, at, line) VALUES (1, 0, '{}')",
+        "INSERT INTO audit (sequence, at, line) VALUES (3, 0, '{}') ON CONFLICT DO UPDATE SET line = ''",
+    ] {
+        let error = hand.execute(sql, []).unwrap_err();
+        assert!(error.to_string().contains("the audit log "), "{sql}: {error}");
+    }
+    assert_eq!(ledger.audit_lines(0, 10).await.unwrap(), before);
+    assert_eq!(verify_audit(None, before).unwrap().unwrap().sequence, 3);
+}
+
+#[tokio::test]
+async fn a_hand_that_drops_the_triggers_breaks_the_chain() {
+    for damage in [
+        "UPDATE audit SET line = replace(line, '10000', '90000') WHERE sequence = 2",
+        "DELETE FROM audit WHERE sequence = 2",
+        "DELETE FROM audit WHERE sequence = 2; UPDATE audit SET sequence = 2 WHERE sequence = 3",
+    ] {
+        let folder = Folder::new();
+        let ledger = open(&folder).unwrap();
+        for number in 1..4 {
+            ledger.claim(sample_claim(number)).await.unwrap();
+        }
+        let hand = by_hand(&folder);
+        hand.execute_batch("DROP TRIGGER audit_is_not_changed; DROP TRIGGER audit_is_not_cut").unwrap();
+        hand.execute_batch(damage).unwrap();
+        assert!(verify_audit(None, ledger.audit_lines(0, 10).await.unwrap()).is_err(), "{damage}");
     }
 }

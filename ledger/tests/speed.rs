@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use farebox_core::{InstanceId, Timestamp, ports::Ledger as _};
+use farebox_core::{
+    Answer, BlockRef, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    ports::{Ledger as _, TransactionStore as _},
+};
 use farebox_ledger::{SqliteLedger, SqliteOptions};
 use farebox_testkit::test_claim;
 use tokio::time::Instant;
@@ -43,6 +46,40 @@ async fn claims_and_finds_per_second() {
         }
         first += operations;
     }
+}
+
+/// A claim, its settling transaction, the settlement and the delivery, each of them durable before the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn whole_payments_per_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
+    let mut first = 0;
+    for (callers, operations) in [(1, OPERATIONS / 20), (64, OPERATIONS)] {
+        let ledger = ledger.clone();
+        let pay = move |number| {
+            let ledger = ledger.clone();
+            async move { pay(&ledger, first + number).await }
+        };
+        measure("claim, sign, settle and deliver", callers, operations, pay).await;
+        first += operations;
+    }
+}
+
+async fn pay(ledger: &SqliteLedger, number: u64) {
+    let claim = test_claim(number, InstanceId::new("i"), NOW);
+    let id = claim.id;
+    ledger.claim(claim).await.unwrap();
+    let hash = TransactionId::new(format!("0x{number:064x}"));
+    let (lane, payment, fate) = (LaneKey::new("lane"), Some(id), TransactionFate::Open);
+    let transaction =
+        StoredTransaction { hash: hash.clone(), lane, nonce: number, raw: vec![7; 500], payment, fate, stored_at: NOW };
+    ledger.store_transaction(transaction).await.unwrap();
+    let block = BlockRef { number, hash: [1; 32] };
+    ledger.record(id, vec![PaymentEvent::Settled { transaction: hash, block }], NOW).await.unwrap();
+    let answer = Some(Answer { status: 200, headers: Vec::new(), body: vec![b'x'; 500] });
+    ledger.record(id, vec![PaymentEvent::Delivered { answer }], NOW).await.unwrap();
 }
 
 async fn measure<F: Future<Output = ()> + Send + 'static>(

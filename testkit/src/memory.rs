@@ -237,10 +237,10 @@ impl Ledger for MemoryLedger {
         self.ask("exchange offers", |books| {
             let known = books.offers.entry(route.clone()).or_default();
             for (offer, retired) in known.iter_mut() {
-                *retired = if current.contains(offer) { None } else { retired.or(Some(now)) };
+                *retired = if current.iter().any(|c| c.same_terms(offer)) { None } else { retired.or(Some(now)) };
             }
             for offer in current {
-                if !known.iter().any(|(k, _)| k == offer) {
+                if !known.iter().any(|(k, _)| k.same_terms(offer)) {
                     known.push((offer.clone(), None));
                 }
             }
