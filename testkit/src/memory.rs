@@ -158,6 +158,9 @@ impl Ledger for MemoryLedger {
             let now = claim.now;
             let held = books.holding(&claim.proof).cloned();
             let granted = match held.map(|payment| payment.contest(&claim)) {
+                None if books.payments.contains_key(&claim.id) => {
+                    return Err(unavailable("claim a proof", "its id is taken"));
+                }
                 None => Payment::first(claim),
                 Some(Contest::Grant(payment)) => payment,
                 Some(Contest::Answer(answer)) => return Ok(answer),

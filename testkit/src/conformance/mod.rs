@@ -1,8 +1,10 @@
 //! The suite that every ledger passes. A ledger crate's tests call [`passes_everything`] with a way to make fresh books.
 #![expect(clippy::expect_used, reason = "a test suite; a panic is how it reports")]
 
+mod log_rules;
 mod model;
 mod rules;
+mod transfer_rules;
 
 use std::{fmt, sync::Arc, time::Duration};
 

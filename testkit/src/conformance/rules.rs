@@ -8,8 +8,8 @@ use farebox_core::{
 };
 
 use super::{
-    ANSWERS_KEPT_FOR, Books, ClaimOf, LEASE, LedgerStore, START, block, delivered, granted, instance, lane, offer,
-    payment_id, route, settled, settled_payment, transaction, transaction_id,
+    ANSWERS_KEPT_FOR, Books, ClaimOf, LEASE, LedgerStore, START, block, delivered, granted, instance, lane, log_rules,
+    offer, payment_id, request_of, route, settled, settled_payment, transaction, transaction_id, transfer_rules,
 };
 use crate::test_network;
 
@@ -33,6 +33,8 @@ pub fn obeys_the_rules<B: Books>(fresh: &impl Fn() -> B) {
         settled_payments_are_found_by_block(&*open(&fresh())).await;
         filters_say_what_they_mean_and_pages_meet(&*open(&fresh())).await;
         a_restart_keeps_the_books_and_ends_other_leases(&fresh()).await;
+        transfer_rules::all(fresh).await;
+        log_rules::all(fresh).await;
     });
 }
 
@@ -86,6 +88,8 @@ async fn storing_a_transaction_twice_changes_nothing(ledger: &dyn LedgerStore) {
     ledger.store_transaction(again.clone()).await.expect("the same again is no error");
     assert_eq!(ledger.find(payment.digest()).await.expect("found"), Some(payment.clone()));
     assert_eq!(ledger.transactions_of(payment.id).await.expect("asked"), std::slice::from_ref(&again));
+    assert_eq!(ledger.transaction(&again.hash).await.expect("asked"), Some(again.clone()));
+    assert_eq!(ledger.transaction(&transaction_id(8)).await.expect("asked"), None);
     let other = ledger.store_transaction(farebox_core::StoredTransaction { raw: vec![9], ..again }).await;
     assert!(matches!(other, Err(RecordError::Unavailable(_))), "{other:?}");
     // A nonce without a payment, and fees bumped at the same nonce.
@@ -107,8 +111,10 @@ async fn a_void_payment_does_not_hold_its_proof(ledger: &dyn LedgerStore) {
     let void = ledger.record(first.id, vec![released], START).await.expect("released");
     assert_eq!((void.state, void.reason.as_deref()), (PaymentState::Void, Some("upstream_failed")));
     assert_eq!(ledger.find(first.digest()).await.expect("asked"), None);
+    assert_eq!(ledger.find_proof(&first.proof).await.expect("asked"), None);
     let second = granted(ledger, ClaimOf { id: payment_id(2, START), ..ClaimOf::first(1, START) }.build()).await;
-    assert_eq!(ledger.find(first.digest()).await.expect("asked"), Some(second));
+    assert_eq!(ledger.find(first.digest()).await.expect("asked"), Some(second.clone()));
+    assert_eq!(ledger.find_proof(&first.proof).await.expect("asked"), Some(second));
 }
 
 async fn answers_end(ledger: &dyn LedgerStore) {
@@ -133,6 +139,11 @@ async fn earlier_offers_are_owed_until_their_bills_end(ledger: &dyn LedgerStore)
     assert_eq!(exchange(&[2, 3], after(160)).await, []);
     assert_eq!(exchange(&[1], after(170)).await, [2, 3]);
     assert_eq!(exchange(&[2], after(180)).await, [3, 1]);
+    let fee = |units| farebox_core::Offer { network_fee: Some(farebox_core::NetworkFee::OnTop(units)), ..offer(2) };
+    for units in [1, 2] {
+        let owed = ledger.exchange_offers(&route(0), &[fee(units)], after(190)).await.expect("exchanged");
+        assert_eq!(owed, [offer(3), offer(1)], "what is told of the network's fee makes no other offer");
+    }
     let other = ledger.exchange_offers(&route(1), &[offer(9)], START).await.expect("exchanged");
     assert_eq!(other, [], "another route's offers are its own");
 }
@@ -221,7 +232,11 @@ async fn a_restart_keeps_the_books_and_ends_other_leases<B: Books>(books: &B) {
     assert_eq!(ledger.last_nonce(&lane()).await.expect("asked"), Some(2));
     let orphans = ledger.unresolved(START, 10).await.expect("asked");
     assert_eq!(orphans.iter().map(|p| p.id).collect::<Vec<_>>(), [held.id]);
-    let taken = ClaimOf { id: payment_id(3, START), holder: instance(1), ..ClaimOf::first(1, START) }.build();
+    let id = payment_id(3, START);
+    let taken = ClaimOf { id, holder: instance(1), ..ClaimOf::first(1, START) }.build();
     let taken = granted(&*ledger, taken).await;
-    assert_eq!((taken.id, taken.runs, taken.holder), (held.id, 2, Some(instance(1))));
+    assert_eq!((taken.id, taken.runs, taken.holder.clone()), (held.id, 2, Some(instance(1))));
+    assert_eq!((held.request, taken.request.clone()), (request_of(held.id), request_of(id)), "who claimed it last");
+    let found = ledger.find(taken.digest()).await.expect("asked").expect("found");
+    assert_eq!(found.request, taken.request);
 }
