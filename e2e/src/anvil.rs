@@ -3,7 +3,8 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use alloy::{
-    network::{EthereumWallet, TransactionBuilder},
+    eips::eip2718::Encodable2718,
+    network::{EthereumWallet, NetworkTransactionBuilder, TransactionBuilder},
     primitives::{Address, B256, Bytes, U256, keccak256},
     providers::{DynProvider, Provider, ProviderBuilder},
     rpc::types::{TransactionReceipt, TransactionRequest},
@@ -19,6 +20,7 @@ pub const CHAIN_ID: u64 = 84532;
 pub const NETWORK: &str = "eip155:84532";
 
 const START_WITHIN: Duration = Duration::from_secs(20);
+const GWEI: u128 = 1_000_000_000;
 /// alloy's default for local nodes is 250 ms, which is most of a test's time.
 const RECEIPT_POLL: Duration = Duration::from_millis(5);
 
@@ -133,6 +135,90 @@ impl Anvil {
         let receipt = receipt_of(&self.provider, sent).await?;
         anyhow::ensure!(receipt.status(), "transaction {} reverted", receipt.transaction_hash);
         Ok(receipt)
+    }
+
+    /// Deploys `code`, followed by ABI-encoded `arguments`, from the rich account.
+    ///
+    /// # Errors
+    /// The creation reverts.
+    pub async fn deploy(&self, code: &[u8], arguments: &[u8]) -> Result<Address> {
+        let receipt = self.transact(None, [code, arguments].concat()).await?;
+        receipt.contract_address.context("a creation without address")
+    }
+
+    /// Signs `request` as `from`, with its next nonce and fees far above the base fee. What the request says itself stays.
+    ///
+    /// # Errors
+    /// The node does not answer, or will not say what gas it takes.
+    pub async fn sign(&self, from: &Account, request: TransactionRequest) -> Result<Bytes> {
+        let mut request = request.with_from(from.address()).with_chain_id(CHAIN_ID);
+        if request.nonce.is_none() {
+            request = request.with_nonce(self.provider.get_transaction_count(from.address()).pending().await?);
+        }
+        if request.max_fee_per_gas.is_none() {
+            request = request.with_max_fee_per_gas(10 * GWEI).with_max_priority_fee_per_gas(GWEI);
+        }
+        if request.gas.is_none() {
+            // A little more than it says: a block later the same call may take more.
+            let gas = self.provider.estimate_gas(request.clone()).await.context("estimate gas")?;
+            request = request.with_gas_limit(gas + gas / 4);
+        }
+        let envelope = request.build(&EthereumWallet::from(from.signer.clone())).await?;
+        Ok(envelope.encoded_2718().into())
+    }
+
+    /// Hands a signed transaction to the node, which mines it at once unless blocks are held.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn submit(&self, signed: &Bytes) -> Result<B256> {
+        Ok(*self.provider.send_raw_transaction(signed).await?.tx_hash())
+    }
+
+    /// [`Anvil::sign`], [`Anvil::submit`], and waits until it is mined, whether it succeeds or reverts.
+    ///
+    /// # Errors
+    /// As those.
+    pub async fn send(&self, from: &Account, request: TransactionRequest) -> Result<B256> {
+        let hash = self.submit(&self.sign(from, request).await?).await?;
+        Ok(receipt_of(&self.provider, hash).await?.transaction_hash)
+    }
+
+    /// The receipt of a mined transaction.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn receipt(&self, transaction: B256) -> Result<TransactionReceipt> {
+        let receipt = self.provider.get_transaction_receipt(transaction).await?;
+        receipt.with_context(|| format!("{transaction} is not mined"))
+    }
+
+    /// The newest block's number.
+    ///
+    /// # Errors
+    /// The node does not answer.
+    pub async fn head(&self) -> Result<u64> {
+        Ok(self.provider.get_block_number().await?)
+    }
+
+    /// Moves the chain's time on, and mines a block there.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn later(&self, by: Duration) -> Result<()> {
+        self.rpc("evm_increaseTime", serde_json::json!([by.as_secs()])).await?;
+        self.mine(1).await
+    }
+
+    /// A reorganisation: takes the newest `depth` blocks away, with their transactions, and mines one more than that in their place.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn reorganise(&self, depth: u64) -> Result<()> {
+        self.rpc("anvil_rollback", serde_json::json!([depth])).await?;
+        // Blocks of the same second would be the same blocks.
+        self.rpc("evm_increaseTime", serde_json::json!([1])).await?;
+        self.mine(depth + 1).await
     }
 
     /// The unlocked account that anvil starts with.

@@ -1,17 +1,12 @@
 //! Everything a gateway stands between, and payments by hand for what no honest client sends.
 
-use alloy::{
-    network::TransactionBuilder,
-    primitives::{Address, Bytes, U256, address},
-    providers::Provider,
-    rpc::types::TransactionRequest,
-};
+use alloy::primitives::{Address, Bytes, U256, address};
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::{Account, Anvil, Authorization, Echo, Farebox, Setup, Usdc, anvil::receipt_of, http_client};
+use crate::{Account, Anvil, Authorization, Echo, Farebox, Setup, Usdc, http_client};
 
 const ETHER: u128 = 1_000_000_000_000_000_000;
 
@@ -92,19 +87,6 @@ impl Counter {
     /// The node does not answer.
     pub async fn paid_by(&self, payer: Address) -> Result<Vec<u128>> {
         Ok(self.usdc.transfers(payer, Self::SELLER).await?.into_iter().map(|(_, units)| units).collect())
-    }
-
-    /// Deploys `code`, followed by ABI-encoded `arguments`, from the rich account.
-    ///
-    /// # Errors
-    /// The creation reverts.
-    pub async fn deploy(&self, code: &[u8], arguments: &[u8]) -> Result<Address> {
-        let data: Bytes = [code, arguments].concat().into();
-        let request = TransactionRequest::default().with_from(self.anvil.rich()).with_input(data).into_create();
-        let sent = *self.anvil.provider().send_transaction(request).await?.tx_hash();
-        let receipt = receipt_of(self.anvil.provider(), sent).await?;
-        ensure!(receipt.status(), "creation {} reverted", receipt.transaction_hash);
-        receipt.contract_address.context("a creation without address")
     }
 }
 

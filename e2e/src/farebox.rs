@@ -17,15 +17,23 @@ pub struct Setup {
     port: u16,
     env: Vec<(String, String)>,
     wrapper: Vec<String>,
+    clock_ahead: Duration,
 }
 
 impl Setup {
-    /// A folder with `farebox.toml`: a `listen` line with a free port, then `config`.
+    /// A folder with `farebox.toml`: a `listen` line with a free port, then `config`, in which `$ORIGIN` stands for the gateway's own
+    /// origin.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn new(config: &str) -> Result<Self> {
-        let setup = Self { dir: tempfile::tempdir()?, port: free_port()?, env: vec![], wrapper: vec![] };
+        let setup = Self {
+            dir: tempfile::tempdir()?,
+            port: free_port()?,
+            env: vec![],
+            wrapper: vec![],
+            clock_ahead: Duration::ZERO,
+        };
         setup.configure(config)?;
         Ok(setup)
     }
@@ -35,6 +43,7 @@ impl Setup {
     /// # Errors
     /// The file cannot be written.
     pub fn configure(&self, config: &str) -> Result<()> {
+        let config = config.replace("$ORIGIN", &self.url(""));
         let config = format!("listen = \"127.0.0.1:{}\"\n{config}", self.port);
         Ok(std::fs::write(self.dir.path().join("farebox.toml"), config)?)
     }
@@ -81,6 +90,12 @@ impl Setup {
         };
         command.args(arguments).current_dir(self.dir.path());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        if !self.clock_ahead.is_zero() {
+            command.env("LD_PRELOAD", tool(Tool::Faketime)?);
+            command.env("FAKETIME", format!("+{}", self.clock_ahead.as_secs()));
+            // Waits and timeouts keep their length.
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         Ok(command)
     }
 }
@@ -126,6 +141,15 @@ impl Farebox {
     /// It cannot be signalled.
     pub fn kill_9(&mut self) -> Result<()> {
         self.process.kill_9()
+    }
+
+    /// [`Farebox::restart`] with a wall clock that is so much ahead, whole seconds.
+    ///
+    /// # Errors
+    /// As [`Farebox::start`].
+    pub async fn restart_ahead(&mut self, by: Duration) -> Result<()> {
+        self.setup.clock_ahead = by;
+        self.restart().await
     }
 
     /// Starts it again on the same port, config and ledger, killing it first if it still runs.

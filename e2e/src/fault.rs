@@ -39,6 +39,28 @@ pub enum Fault {
     },
     /// A lie: this result; the node never gets it.
     Lie(Value),
+    /// A lie made of the truth: the node's result, altered.
+    Altered(Lie),
+    /// The node as it was when this was its newest block: it lags.
+    FrozenAt(u64),
+}
+
+/// What an altered result says in place of the true one.
+#[derive(Clone)]
+pub struct Lie(Arc<dyn Fn(Value) -> Value + Send + Sync>);
+
+impl Lie {
+    /// `told` makes the lie of the truth.
+    #[must_use]
+    pub fn new(told: impl Fn(Value) -> Value + Send + Sync + 'static) -> Self {
+        Self(Arc::new(told))
+    }
+}
+
+impl std::fmt::Debug for Lie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lie")
+    }
 }
 
 /// How often a fault strikes.
@@ -70,6 +92,7 @@ struct Script {
     faults: HashMap<String, (Fault, Times)>,
     cut_off: bool,
     calls: Vec<Value>,
+    messages: usize,
 }
 
 impl FaultProxy {
@@ -126,6 +149,12 @@ impl FaultProxy {
         self.state.script.lock().calls.len()
     }
 
+    /// How many messages came, that is round trips: a batch is one.
+    #[must_use]
+    pub fn messages_total(&self) -> usize {
+        self.state.script.lock().messages
+    }
+
     /// Waits until `count` calls of `method` have come.
     ///
     /// # Errors
@@ -145,41 +174,74 @@ impl State {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
         let body = request.into_body().collect().await.map_err(|_gone| BrokenOff)?.to_bytes();
         let message: Value = serde_json::from_slice(&body).map_err(|_| BrokenOff)?;
-        let fault = self.script.lock().strike(&message)?;
+        let strike = self.script.lock().strike(&message)?;
+        let Some(Strike { method, fault }) = strike else { return self.forward(body).await };
         match fault {
-            None => self.forward(body).await,
-            Some(Fault::HangUp) => Err(BrokenOff),
-            Some(Fault::DropAnswer) => self.forward(body).await.and(Err(BrokenOff)),
-            Some(Fault::Delay(pause)) => {
+            Fault::HangUp => Err(BrokenOff),
+            Fault::DropAnswer => self.forward(body).await.and(Err(BrokenOff)),
+            Fault::Delay(pause) => {
                 tokio::time::sleep(pause).await;
                 self.forward(body).await
             }
-            Some(Fault::HoldAnswer) => {
+            Fault::HoldAnswer => {
                 let answer = self.forward(body).await;
                 self.gate.acquire().await.map_err(|_closed| BrokenOff)?.forget();
                 answer
             }
-            Some(Fault::Garbage) => respond(200, "<html>502 Bad Gateway</html>"),
-            Some(Fault::Status(status)) => respond(status, "slow down"),
-            Some(Fault::Error { code, message: text }) => {
+            Fault::Garbage => respond(200, "<html>502 Bad Gateway</html>"),
+            Fault::Status(status) => respond(status, "slow down"),
+            Fault::Error { code, message: text } => {
                 respond_each(&message, &json!({ "error": { "code": code, "message": text } }))
             }
-            Some(Fault::Lie(result)) => respond_each(&message, &json!({ "result": result })),
+            Fault::Lie(result) => respond_each(&message, &json!({ "result": result })),
+            Fault::Altered(Lie(lie)) => self.altered(&message, &method, &|_, result| lie(result)).await,
+            Fault::FrozenAt(head) => {
+                self.altered(&before(message, head), "*", &|call, result| hidden(call, result, head)).await
+            }
         }
     }
 
+    /// The node's answer, with the result of each call of `method` altered.
+    async fn altered(
+        &self,
+        message: &Value,
+        method: &str,
+        told: &(dyn Fn(&Value, Value) -> Value + Send + Sync),
+    ) -> Result<Response<Body>, BrokenOff> {
+        let (_, answer) = self.ask(message.to_string().into()).await?;
+        let mut answer: Value = serde_json::from_slice(&answer).map_err(|_| BrokenOff)?;
+        let alter = |one: &mut Value| {
+            let asked = |call: &&Value| call["id"] == one["id"] && (method == "*" || call["method"] == method);
+            let call = calls(message).iter().find(asked);
+            if let (Some(call), Some(result)) = (call, one.get_mut("result")) {
+                *result = told(call, result.take());
+            }
+        };
+        match answer.as_array_mut() {
+            Some(answers) => answers.iter_mut().for_each(alter),
+            None => alter(&mut answer),
+        }
+        respond(200, answer.to_string())
+    }
+
     async fn forward(&self, body: Bytes) -> Result<Response<Body>, BrokenOff> {
+        let (status, answer) = self.ask(body).await?;
+        respond(status, answer)
+    }
+
+    async fn ask(&self, body: Bytes) -> Result<(u16, Bytes), BrokenOff> {
         let request = self.client.post(&self.node).header("content-type", "application/json").body(body);
         let answer = request.send().await.map_err(|_node_gone| BrokenOff)?;
         let status = answer.status().as_u16();
-        respond(status, answer.bytes().await.map_err(|_node_gone| BrokenOff)?)
+        Ok((status, answer.bytes().await.map_err(|_node_gone| BrokenOff)?))
     }
 }
 
 impl Script {
     /// Notes the calls of one message, which may be a batch, and says what strikes them.
-    fn strike(&mut self, message: &Value) -> Result<Option<Fault>, BrokenOff> {
-        let calls = message.as_array().map_or_else(|| std::slice::from_ref(message), Vec::as_slice);
+    fn strike(&mut self, message: &Value) -> Result<Option<Strike>, BrokenOff> {
+        let calls = calls(message);
+        self.messages += 1;
         self.calls.extend_from_slice(calls);
         if self.cut_off {
             return Err(BrokenOff);
@@ -194,10 +256,44 @@ impl Script {
                     self.faults.remove(method);
                 }
             }
-            return Ok(Some(fault));
+            return Ok(Some(Strike { method: method.to_owned(), fault }));
         }
         Ok(None)
     }
+}
+
+/// A fault, and the method that it was set for.
+struct Strike {
+    method: String,
+    fault: Fault,
+}
+
+/// The calls of a message, which may be a batch.
+fn calls(message: &Value) -> &[Value] {
+    message.as_array().map_or_else(|| std::slice::from_ref(message), Vec::as_slice)
+}
+
+/// `message` with every word for a newest block replaced by the block `head`.
+fn before(message: Value, head: u64) -> Value {
+    match message {
+        Value::Array(items) => items.into_iter().map(|item| before(item, head)).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, value)| (name, before(value, head))).collect(),
+        Value::String(word) if matches!(&*word, "latest" | "pending" | "safe" | "finalized") => {
+            json!(format!("{head:#x}"))
+        }
+        other => other,
+    }
+}
+
+/// `result` as a node says it whose newest block is `head`: nothing of what came later.
+fn hidden(call: &Value, result: Value, head: u64) -> Value {
+    let number = |value: &Value| u64::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
+    if call["method"] == "eth_blockNumber" {
+        return json!(format!("{head:#x}"));
+    }
+    // A receipt, a transaction or a block.
+    let at = result.get("blockNumber").or_else(|| result.get("number")).and_then(number);
+    if at.is_some_and(|at| at > head) { Value::Null } else { result }
 }
 
 /// `outcome` for every call of the message, with the ids they came with.

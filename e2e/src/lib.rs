@@ -5,6 +5,7 @@
 
 mod anvil;
 mod client;
+pub mod contract;
 mod counter;
 mod echo;
 mod farebox;
@@ -13,6 +14,7 @@ mod peer;
 mod process;
 mod shop;
 mod tools;
+mod transfer;
 mod usdc;
 mod web;
 
@@ -21,10 +23,11 @@ pub use client::{ForeignClient, Job, Outcome};
 pub use counter::{Counter, bill, books, header, payment, signed_payment};
 pub use echo::{Answer, Echo, Seen};
 pub use farebox::{Farebox, Setup};
-pub use fault::{Fault, FaultProxy, Times};
+pub use fault::{Fault, FaultProxy, Lie, Times};
 pub use peer::ExpressPeer;
 pub use process::{Process, free_port};
-pub use shop::{Audit, Paid, Reply, Shop, ShopOptions};
+pub use shop::{Audit, Paid, Rails, Reply, Shop, ShopOptions};
 pub use tools::{Tool, tool};
+pub use transfer::{Asked, Claim, Quoted};
 pub use usdc::{Authorization, Usdc, now_s};
 pub use web::http_client;

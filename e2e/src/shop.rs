@@ -1,19 +1,26 @@
 //! A shop to spend money in: node, token, the proxy between them and the gateway, upstream; and its auditor.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
 
 use alloy::{
-    primitives::{Address, B256, address},
+    consensus::Transaction,
+    network::TransactionBuilder,
+    primitives::{Address, B256, U256, address},
     providers::Provider,
+    rpc::types::TransactionRequest,
 };
 use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
 use crate::{
-    Account, Anvil, Authorization, Echo, Farebox, FaultProxy, NETWORK, Process, Setup, Tool, Usdc, http_client, tool,
+    Account, Anvil, Asked, Authorization, Claim, Echo, Farebox, FaultProxy, NETWORK, Process, Quoted, Setup, Tool,
+    Usdc, contract, http_client, now_s, tool,
 };
 
 const ETHER: u128 = 1_000_000_000_000_000_000;
@@ -32,6 +39,10 @@ pub struct Shop {
     pub usdc: Usdc,
     /// What the gateway takes for the node.
     pub rpc: FaultProxy,
+    /// What it takes for further nodes, all of them the same one.
+    pub others: Vec<FaultProxy>,
+    /// The contracts of [`ShopOptions::tokens`].
+    pub tokens: Vec<Address>,
     /// The upstream.
     pub echo: Echo,
     /// The gateway.
@@ -47,6 +58,38 @@ pub struct ShopOptions {
     pub chain: &'static str,
     /// Keys of the top level, such as `replay.body_bytes_max = 500`.
     pub top: &'static str,
+    /// What is sold beside the usual; `$UPSTREAM` stands for the upstream.
+    pub routes: &'static str,
+    /// How it can be paid.
+    pub rails: Rails,
+    /// Contracts of `Hostile.sol` that it takes for dollar tokens, by their names.
+    pub tokens: &'static [&'static str],
+    /// How many nodes it has beside the first.
+    pub nodes_more: usize,
+    /// How old the chain is at its start, seconds.
+    pub chain_behind_s: u64,
+}
+
+/// The ways to pay that a shop knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rails {
+    /// x402 alone, in USDC.
+    #[default]
+    X402,
+    /// x402, and transfers of USDC and ether.
+    Both,
+    /// Transfers alone: it has no relayer.
+    Transfers,
+}
+
+impl ShopOptions {
+    /// x402 and transfers.
+    pub const BOTH: Self = Self { rails: Rails::Both, ..Self::X402 };
+    /// Transfers alone.
+    pub const TRANSFERS: Self = Self { rails: Rails::Transfers, ..Self::X402 };
+    /// x402 alone.
+    pub const X402: Self =
+        Self { chain: "", top: "", routes: "", rails: Rails::X402, tokens: &[], nodes_more: 0, chain_behind_s: 0 };
 }
 
 /// A request with its payment: sent again, it is the same bytes.
@@ -105,17 +148,29 @@ impl Shop {
     /// # Errors
     /// A part does not start, such as the gateway for a wrong config.
     pub async fn open_with(options: ShopOptions) -> Result<Self> {
-        let anvil = Anvil::start(&[]).await?;
+        let born = (now_s() - options.chain_behind_s).to_string();
+        let flags = ["--timestamp", &born];
+        let anvil = Anvil::start(if options.chain_behind_s > 0 { &flags } else { &[] }).await?;
         let usdc = Usdc::deploy(&anvil).await?;
+        let mut tokens = vec![];
+        for name in options.tokens {
+            tokens.push(contract::deploy(&anvil, name, &[]).await?);
+        }
         let relayer = Account::named("relayer")?;
         anvil.set_balance(relayer.address(), ETHER).await?;
         let (rpc, echo) = (FaultProxy::start(anvil.url()).await?, Echo::start().await?);
-        let setup = Setup::new(&config(&rpc, &echo, options))?
+        let mut others = vec![];
+        for _ in 0..options.nodes_more {
+            others.push(FaultProxy::start(anvil.url()).await?);
+        }
+        let nodes: Vec<String> = std::iter::once(&rpc).chain(&others).map(FaultProxy::url).collect();
+        let setup = Setup::new(&config(&nodes, &tokens, &echo, options))?
             .env("FAREBOX_RELAYER_KEY", &relayer.key())
             // A test may take the disk away by RLIMIT_FSIZE, which otherwise ends a process by this signal.
             .wrapped(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
         let farebox = Farebox::start(setup).await?;
-        Ok(Self { anvil, usdc, rpc, echo, farebox, relayer: relayer.address(), client: http_client()? })
+        let (relayer, client) = (relayer.address(), http_client()?);
+        Ok(Self { anvil, usdc, rpc, others, tokens, echo, farebox, relayer, client })
     }
 
     /// An account with plenty of the token.
@@ -126,6 +181,87 @@ impl Shop {
         let payer = Account::named(name)?;
         self.usdc.mint(payer.address(), PURSE).await?;
         Ok(payer)
+    }
+
+    /// An account with plenty of the token, and of ether.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn spender(&self, name: &str) -> Result<Account> {
+        let spender = self.payer(name).await?;
+        self.anvil.set_balance(spender.address(), ETHER).await?;
+        Ok(spender)
+    }
+
+    /// Asks for `path` without paying: the bill's `transfer` member.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn quote(&self, path: &str) -> Result<Quoted> {
+        self.quote_for(Method::GET, path).await
+    }
+
+    /// [`Shop::quote`] for another method.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn quote_for(&self, method: Method, path: &str) -> Result<Quoted> {
+        let request = self.client.request(method, self.farebox.url(path)).header("connection", "close");
+        let reply = Reply::read(request.send().await?).await?;
+        ensure!(reply.status == 402, "{path} answered an unpaid request {reply:?}");
+        let json = reply.problem()["transfer"].clone();
+        ensure!(json.is_object(), "a 402 without transfer: {}", reply.problem());
+        Ok(Quoted { json, path: path.to_owned() })
+    }
+
+    /// Pays an option of a bill the ordinary way, and waits until it is mined.
+    ///
+    /// # Errors
+    /// The node refuses it.
+    pub async fn pay(&self, payer: &Account, option: &Asked) -> Result<B256> {
+        self.anvil.send(payer, self.transfer_of(option, option.units)).await
+    }
+
+    /// The plain transaction that pays so many units of an option's asset to whom it says.
+    #[must_use]
+    pub fn transfer_of(&self, option: &Asked, units: u128) -> TransactionRequest {
+        if option.json["asset"] == "native" {
+            return TransactionRequest::default().with_to(option.pay_to).with_value(U256::from(units));
+        }
+        self.usdc.transfer(option.pay_to, units)
+    }
+
+    /// Asks for `path`, pays what it costs in what has this symbol, and signs the claim.
+    ///
+    /// # Errors
+    /// As the steps of it.
+    pub async fn buy(&self, payer: &Account, path: &str, symbol: &str) -> Result<Claim> {
+        let bill = self.quote(path).await?;
+        let option = bill.option(symbol)?;
+        let transaction = self.pay(payer, &option).await?;
+        bill.claim(&option, transaction, payer.address()).signed(payer).await
+    }
+
+    /// Sends a claim, on a connection of its own.
+    ///
+    /// # Errors
+    /// No answer, or one that broke off.
+    pub async fn claim(&self, claim: &Claim) -> Result<Reply> {
+        Reply::read(self.claim_request(Method::GET, claim).send().await?).await
+    }
+
+    /// The request of [`Shop::claim`], for a task of its own or a body to be read bit by bit.
+    pub fn claim_request(&self, method: Method, claim: &Claim) -> reqwest::RequestBuilder {
+        let request = self.client.request(method, self.farebox.url(&claim.path)).header("connection", "close");
+        request.header("x-payment-hash", &claim.announced).header("x-payment-code", claim.encoded())
+    }
+
+    /// Sends the identical claim until an answer does not ask for that, as an agent does.
+    ///
+    /// # Errors
+    /// There is none within `within`; the error tells the last.
+    pub async fn insist_on(&self, claim: &Claim, within: Duration) -> Result<Reply> {
+        insist(within, || self.claim(claim)).await
     }
 
     /// Asks for `path`, reads the bill and signs it; `seed` makes the nonce.
@@ -170,14 +306,7 @@ impl Shop {
     /// # Errors
     /// There is none within `within`; the error tells the last.
     pub async fn insist(&self, paid: &Paid, within: Duration) -> Result<Reply> {
-        let until = tokio::time::Instant::now() + within;
-        loop {
-            match self.send(paid).await {
-                Ok(reply) if reply.problem()["retry"] != "same_proof" => return Ok(reply),
-                reply if tokio::time::Instant::now() >= until => bail!("no end within {within:?}: {reply:?}"),
-                _ => tokio::time::sleep(PAUSE).await,
-            }
-        }
+        insist(within, || self.send(paid)).await
     }
 
     /// Every payment in the books, newest first, as the binary exports it.
@@ -185,10 +314,36 @@ impl Shop {
     /// # Errors
     /// The command fails.
     pub async fn payments(&self) -> Result<Vec<Value>> {
-        let mut command = tokio::process::Command::from(self.farebox.setup().command(&["payments", "--json"])?);
-        let output = command.kill_on_drop(true).output().await?;
-        ensure!(output.status.success(), "farebox payments: {}", String::from_utf8_lossy(&output.stderr));
+        self.told(&["payments", "--json"]).await
+    }
+
+    /// The audit log, first entry first, as the binary exports it.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub async fn audit_log(&self) -> Result<Vec<Value>> {
+        self.told(&["audit", "export"]).await
+    }
+
+    /// `farebox audit verify`: whether it says that the log is whole, and what it says.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn verify_audit_log(&self) -> Result<(bool, String)> {
+        let output = self.run(&["audit", "verify"]).await?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    async fn told(&self, arguments: &[&str]) -> Result<Vec<Value>> {
+        let output = self.run(arguments).await?;
+        ensure!(output.status.success(), "farebox {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(parse).collect()
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = tokio::process::Command::from(self.farebox.setup().command(arguments)?);
+        Ok(command.kill_on_drop(true).output().await?)
     }
 
     /// Waits until `wanted` of the books holds.
@@ -209,11 +364,19 @@ impl Shop {
 
     /// Waits until nothing is open, then compares the books with the chain: the sum of what is settled is what the seller
     /// received, every settled payment has its own transfer and every transfer its payment, and no nonce of the relayer waits
-    /// for another.
+    /// for another. The audit log is whole.
     ///
     /// # Errors
     /// They differ, or something stays open.
     pub async fn audit(&self) -> Result<Audit> {
+        self.audit_beside(&[]).await
+    }
+
+    /// [`Shop::audit`], where these transactions also paid the seller and were never claimed with success.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn audit_beside(&self, unclaimed: &[B256]) -> Result<Audit> {
         let open = |payment: &Value| matches!(payment["state"].as_str(), Some("claimed" | "settling" | "in_doubt"));
         let payments = self.wait_for_books(ENDED_WITHIN, |books| !books.iter().any(open)).await?;
         let relayed = self.relayed().await?;
@@ -222,10 +385,17 @@ impl Shop {
         let received: u128 = audit.transfers.iter().map(|(_, _, units)| units).sum();
         ensure!(received == self.usdc.balance_of(Self::SELLER).await?, "the transfers are not the balance");
         let mut unbooked = audit.transfers.clone();
+        unbooked.retain(|(hash, _, _)| !unclaimed.contains(hash));
+        let mut coins = 0;
         for payment in audit.in_state("settled") {
+            let came = came(payment)?;
+            if payment["asset"].as_str().is_some_and(|asset| asset.contains("/slip44:")) {
+                coins += came;
+                continue;
+            }
             let its_own = |(hash, payer, units): &(B256, Address, u128)| {
                 payment["transaction"] == json!(hash)
-                    && payment["units"] == units.to_string()
+                    && *units == came
                     && payment["payer"].as_str().is_some_and(|account| account.ends_with(&payer.to_string()))
             };
             let at = unbooked.iter().position(its_own);
@@ -233,6 +403,16 @@ impl Shop {
             unbooked.swap_remove(at);
         }
         ensure!(unbooked.is_empty(), "paid, and not in the books: {unbooked:?}; there: {:#?}", audit.payments);
+        for hash in unclaimed {
+            let transaction = self.anvil.provider().get_transaction_by_hash(*hash).await?;
+            let paid = transaction.filter(|sent| sent.inner.to() == Some(Self::SELLER));
+            coins += paid.map_or(0, |sent| sent.inner.value().to::<u128>());
+        }
+        let held = self.anvil.provider().get_balance(Self::SELLER).await?.to::<u128>();
+        ensure!(coins == held, "{coins} wei are in the books, and {held} on the chain");
+        if !matches!(self.verify_audit_log().await?, (true, _)) {
+            bail!("the audit log is not whole: {}", self.verify_audit_log().await?.1);
+        }
         Ok(audit)
     }
 
@@ -328,7 +508,9 @@ impl Reply {
     /// Whether there is anything in it that could be paid once more.
     #[must_use]
     pub fn is_bill(&self) -> bool {
-        self.status == 402 || self.headers.contains_key("payment-required") || !self.problem()["accepts"].is_null()
+        let problem = self.problem();
+        let billed = ["accepts", "transfer"].iter().any(|member| !problem[member].is_null());
+        billed || self.headers.contains_key("payment-required")
     }
 
     /// Whether it came from the books and not from the upstream.
@@ -345,14 +527,27 @@ impl Audit {
     }
 }
 
-fn config(rpc: &FaultProxy, echo: &Echo, options: ShopOptions) -> String {
-    let (node, upstream, seller) = (rpc.url(), echo.url(), Shop::SELLER);
-    let ShopOptions { chain, top } = options;
-    let mut config = format!(
-        "admission.busy_wait = \"2s\"\nreconciler.interval = \"100ms\"\nserver.workers = 2\n{top}\n\
-         [[chain]]\nnetwork = \"{NETWORK}\"\nrpc = \"{node}\"\nassets = [\"USDC\"]\npay_to = \"{seller}\"\n\
-         relayer = {{ key = \"${{FAREBOX_RELAYER_KEY}}\" }}\nmax_timeout = \"10m\"\n{chain}\n"
+fn config(nodes: &[String], tokens: &[Address], echo: &Echo, options: ShopOptions) -> String {
+    let (upstream, seller) = (echo.url(), Shop::SELLER);
+    let ShopOptions { chain, top, routes, rails, .. } = options;
+    let mut config =
+        format!("admission.busy_wait = \"2s\"\nreconciler.interval = \"100ms\"\nserver.workers = 2\n{top}\n");
+    let mut assets = vec!["\"USDC\"".to_owned()];
+    if rails != Rails::X402 {
+        config += "public_url = \"$ORIGIN\"\nadmission.lookups_per_minute = 100000\ntransfer = {}\n[[rate]]\nsymbol = \"ETH\"\nfixed = \"2500\"\n";
+        assets.push("\"native\"".to_owned());
+    }
+    for (name, token) in options.tokens.iter().zip(tokens) {
+        assets.push(format!("{{ address = \"{token}\", symbol = \"{name}\", dollar = true }}"));
+    }
+    config += &format!(
+        "[[chain]]\nnetwork = \"{NETWORK}\"\nrpc = {nodes:?}\nassets = [{}]\npay_to = \"{seller}\"\nmax_timeout = \"10m\"\n",
+        assets.join(", ")
     );
+    if rails != Rails::Transfers {
+        config += "relayer = { key = \"${FAREBOX_RELAYER_KEY}\" }\n";
+    }
+    config += &format!("{chain}\n");
     for (folder, settle) in [("after", "before_response"), ("before", "before_upstream")] {
         for (pattern, response_timeout) in [("*", "10s"), ("hasty", "500ms")] {
             config += &format!(
@@ -361,7 +556,25 @@ fn config(rpc: &FaultProxy, echo: &Echo, options: ShopOptions) -> String {
             );
         }
     }
-    config
+    config + &routes.replace("$UPSTREAM", &upstream)
+}
+
+/// Units that came with a settled payment: the price, and what is credit beside it. A late payment is credit as a whole.
+fn came(payment: &Value) -> Result<u128> {
+    let number = |member: &str| payment[member].as_str().map_or(Ok(0), str::parse::<u128>);
+    let beside = if payment["delivery"] == "credited" { 0 } else { number("credit")? };
+    Ok(number("units")? + beside)
+}
+
+async fn insist<F: Future<Output = Result<Reply>>>(within: Duration, mut ask: impl FnMut() -> F) -> Result<Reply> {
+    let until = tokio::time::Instant::now() + within;
+    loop {
+        match ask().await {
+            Ok(reply) if reply.problem()["retry"] != "same_proof" => return Ok(reply),
+            reply if tokio::time::Instant::now() >= until => bail!("no end within {within:?}: {reply:?}"),
+            _ => tokio::time::sleep(PAUSE).await,
+        }
+    }
 }
 
 fn decoded(headers: &HeaderMap, name: &str) -> Option<Value> {

@@ -20,6 +20,8 @@ pub enum Tool {
     Node,
     /// Python, with the packages of `e2e/requirements.txt`.
     Python,
+    /// What makes a process believe in another time.
+    Faketime,
     /// The browser.
     Chromium,
     /// The peer of the benchmark, and its origin.
@@ -38,6 +40,7 @@ impl Tool {
             Self::NodeModules => "FAREBOX_NODE_MODULES",
             Self::Node => "FAREBOX_NODE",
             Self::Python => "FAREBOX_PYTHON",
+            Self::Faketime => "FAREBOX_FAKETIME",
             Self::Chromium => "FAREBOX_CHROMIUM",
             Self::Nginx => "FAREBOX_NGINX",
             Self::Wrk => "FAREBOX_WRK",

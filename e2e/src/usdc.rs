@@ -1,8 +1,10 @@
 //! Circle's own USDC contract, on a test chain at the address where the official clients look for it.
 
 use alloy::{
+    network::TransactionBuilder,
     primitives::{Address, B256, Bytes, U256, address, b256, hex::FromHex, keccak256},
     providers::{DynProvider, Provider},
+    rpc::types::TransactionRequest,
     signers::Signer,
     sol_types::{Eip712Domain, SolCall, SolStruct, SolValue, eip712_domain},
 };
@@ -37,6 +39,7 @@ mod abi {
             function initializeV2_2(address[] accountsToBlacklist, string newSymbol) external;
             function configureMinter(address minter, uint256 minterAllowedAmount) external returns (bool);
             function mint(address to, uint256 amount) external returns (bool);
+            function transfer(address to, uint256 value) external returns (bool);
             function blacklist(address account) external;
             function pause() external;
             function unpause() external;
@@ -188,6 +191,13 @@ impl Usdc {
         let receipt = receipt_of(self.contract.provider(), *sent.tx_hash()).await?;
         anyhow::ensure!(receipt.status(), "mint reverted");
         Ok(())
+    }
+
+    /// The ordinary transfer of a wallet.
+    #[must_use]
+    pub fn transfer(&self, to: Address, units: u128) -> TransactionRequest {
+        let call = FiatToken::transferCall { to, value: U256::from(units) };
+        TransactionRequest::default().with_to(Self::ADDRESS).with_input(call.abi_encode())
     }
 
     /// Smallest units.

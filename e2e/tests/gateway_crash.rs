@@ -252,7 +252,8 @@ async fn killed_when_settled_on_the_chain_and_not_in_the_books() {
 #[tokio::test]
 async fn a_paid_request_is_finished_after_sigterm() {
     for path in [Shop::AFTER, Shop::BEFORE] {
-        let mut shop = Shop::open_with(ShopOptions { chain: "", top: "log.format = \"json\"" }).await.unwrap();
+        let mut shop =
+            Shop::open_with(ShopOptions { top: "log.format = \"json\"", ..Default::default() }).await.unwrap();
         let payer = shop.payer("payer").await.unwrap();
         let paid = shop.sign(&payer, path, "once").await.unwrap();
         shop.echo.answer_next(Answer::Held);

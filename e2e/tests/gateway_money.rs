@@ -18,7 +18,7 @@ const RECEIPT: &str = "eth_getTransactionReceipt";
 /// What a node says that does not have a method.
 const UNKNOWN_METHOD: Fault = Fault::Error { code: -32601, message: "the method does not exist" };
 /// Does not wait long for what a test holds back.
-const HASTY: ShopOptions = ShopOptions { chain: "settle_timeout = \"1s\"\nbump_after = \"1s\"", top: "" };
+const HASTY: ShopOptions = ShopOptions { chain: "settle_timeout = \"1s\"\nbump_after = \"1s\"", ..ShopOptions::X402 };
 
 #[tokio::test]
 async fn a_settlement_that_is_not_mined_in_time_is_no_new_bill_and_ends_in_one_charge() {
@@ -145,7 +145,7 @@ async fn an_upstream_that_fails_after_the_charge_is_asked_again_by_the_same_cred
 async fn a_long_answer_that_breaks_off_is_redeemed_by_the_same_credential() {
     let top = "replay.body_bytes_max = 100";
     for path in [Shop::AFTER, Shop::BEFORE] {
-        let shop = Shop::open_with(ShopOptions { chain: "", top }).await.unwrap();
+        let shop = Shop::open_with(ShopOptions { top, ..ShopOptions::X402 }).await.unwrap();
         let paid = sign_once(&shop, path).await;
         shop.echo.answer_next(Answer::ResetMidBody);
         assert!(shop.send(&paid).await.is_err(), "a thousand bytes were promised and ten came");
@@ -265,7 +265,9 @@ async fn sold_again(shop: &Shop, paid: &Paid) {
 #[tokio::test]
 async fn many_settlements_behind_one_that_is_stuck_all_end_without_a_gap() {
     let shop =
-        Shop::open_with(ShopOptions { chain: "settle_timeout = \"5s\"\nbump_after = \"1s\"", top: "" }).await.unwrap();
+        Shop::open_with(ShopOptions { chain: "settle_timeout = \"5s\"\nbump_after = \"1s\"", ..ShopOptions::X402 })
+            .await
+            .unwrap();
     let mut sales = Vec::new();
     for payer in ["ada", "ben", "cleo", "dov"] {
         let payer = shop.payer(payer).await.unwrap();
@@ -384,7 +386,7 @@ async fn an_upload_is_the_same_bytes_on_the_paid_retry() {
 #[tokio::test]
 async fn a_node_that_does_not_answer_is_never_a_no() {
     let chain = "settle_timeout = \"1s\"\nbump_after = \"1s\"\nrpc_timeout = \"300ms\"";
-    let shop = Shop::open_with(ShopOptions { chain, top: "" }).await.unwrap();
+    let shop = Shop::open_with(ShopOptions { chain, ..ShopOptions::X402 }).await.unwrap();
     let payer = shop.payer("payer").await.unwrap();
     let faults = [
         Fault::Error { code: -32603, message: "internal error" },

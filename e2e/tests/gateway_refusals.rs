@@ -382,7 +382,7 @@ async fn a_contract_wallet_pays_by_its_owners_signature_alone() {
     let terms = gate.bill().await;
     let owner = Account::named("owner").unwrap();
     let code = hex::decode(demo_wallet()["bytecode"].as_str().unwrap().trim_start_matches("0x")).unwrap();
-    let wallet = gate.counter.deploy(&code, &owner.address().abi_encode()).await.unwrap();
+    let wallet = gate.counter.anvil.deploy(&code, &owner.address().abi_encode()).await.unwrap();
     gate.counter.usdc.mint(wallet, DOLLAR).await.unwrap();
     let from_wallet = Authorization { from: wallet, ..gate.authorization("wallet") };
 
