@@ -271,3 +271,164 @@ struct Head<'a> {
     #[serde(borrow)]
     previous: Cow<'a, str>,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{AssetId, EvmAddress, Network};
+
+    fn any_entry() -> impl Strategy<Value = AuditEntry> {
+        let outcomes = prop::sample::select(vec![
+            AuditOutcome::Claimed,
+            AuditOutcome::Credited,
+            AuditOutcome::Reversed,
+            AuditOutcome::Rejected,
+        ]);
+        // Any text: what is in it is a stranger's.
+        let texts = (any::<String>(), any::<String>(), any::<String>(), prop::option::of(any::<String>()));
+        let numbers = (any::<u64>(), any::<u128>(), 1..5u32, any::<bool>());
+        (outcomes, texts, numbers).prop_map(
+            |(outcome, (method, resource, route, reason), (at, units, count, known))| {
+                let network = Network::evm(8453);
+                let subject = AuditSubject {
+                    payment: known.then(|| PaymentId::new(Timestamp::from_unix_s(1), [7; 10])),
+                    request: RequestId::new("req_1"),
+                    rail: RailName::Transfer,
+                    route: RouteId::new(route),
+                    method,
+                    resource,
+                    payer: known.then(|| Payer::new(&network, "0x01")),
+                    amount: known
+                        .then(|| Amount { units, asset: AssetId::erc20(network.clone(), EvmAddress([3; 20])) }),
+                    credit: (!known).then(|| units.to_string()),
+                    transaction: known.then(|| TransactionId::new("0xaa")),
+                };
+                AuditEntry { at: Timestamp::from_unix_ms(at), outcome, reason: reason.map(Cow::Owned), subject, count }
+            },
+        )
+    }
+
+    fn any_log(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<AuditLine>> {
+        prop::collection::vec(any_entry(), length).prop_map(|entries| {
+            let mut lines: Vec<AuditLine> = Vec::new();
+            for entry in entries {
+                lines.push(entry.after(lines.last()).unwrap());
+            }
+            lines
+        })
+    }
+
+    /// As somebody with an export reads it.
+    fn read(texts: &[String]) -> Result<Option<AuditLine>, AuditProblem> {
+        let lines: Result<Vec<_>, _> = (1..).zip(texts).map(|(place, text)| AuditLine::read(text, place)).collect();
+        verify_audit(None, lines?)
+    }
+
+    fn texts(log: &[AuditLine]) -> Vec<String> {
+        log.iter().map(|line| line.text.clone()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_log_as_it_was_written_is_whole_in_any_pages(log in any_log(0..8), page in 1..4usize) {
+            let whole = read(&texts(&log)).unwrap();
+            prop_assert_eq!(whole.as_ref(), log.last());
+            let mut last = None;
+            for page in log.chunks(page) {
+                last = verify_audit(last, page.to_vec()).unwrap();
+            }
+            prop_assert_eq!(last.as_ref(), log.last());
+        }
+
+        #[test]
+        fn a_line_is_one_line_of_json_that_names_the_hash_of_the_one_before(log in any_log(1..4)) {
+            let mut previous = AuditLine::NOTHING_BEFORE.to_owned();
+            for line in &log {
+                prop_assert!(!line.text.contains(['\n', '\r']));
+                let value: serde_json::Value = serde_json::from_str(&line.text).unwrap();
+                prop_assert_eq!(&value["sequence"], line.sequence);
+                prop_assert_eq!(&value["previous"], &previous);
+                previous = hex::encode(Sha256::digest(&line.text));
+                prop_assert_eq!(&previous, &line.hash());
+            }
+        }
+
+        #[test]
+        fn a_line_that_is_removed_before_the_last_is_missed(log in any_log(2..8), at in any::<prop::sample::Index>()) {
+            let at = at.index(log.len() - 1);
+            let mut texts = texts(&log);
+            texts.remove(at);
+            let (expected, found) = (at as u64 + 1, at as u64 + 2);
+            prop_assert_eq!(read(&texts), Err(AuditProblem::Missing { expected, found }));
+        }
+
+        #[test]
+        fn a_line_twice_or_in_another_place_is_seen(log in any_log(2..8), at in any::<prop::sample::Index>(), to in any::<prop::sample::Index>()) {
+            let (at, to) = (at.index(log.len()), to.index(log.len()));
+            let mut twice = texts(&log);
+            twice.insert(to, twice[at].clone());
+            prop_assert!(read(&twice).is_err());
+            let mut swapped = texts(&log);
+            swapped.swap(at, to);
+            prop_assert_eq!(read(&swapped).is_ok(), at == to);
+        }
+
+        /// Any one character of any line but the last, made any other, removed, or put in.
+        #[test]
+        fn a_line_that_is_altered_before_the_last_is_seen(
+            log in any_log(2..6),
+            line in any::<prop::sample::Index>(),
+            place in any::<prop::sample::Index>(),
+            with in any::<Option<char>>(),
+            replace in any::<bool>(),
+        ) {
+            let mut texts = texts(&log);
+            let line = line.index(log.len() - 1);
+            let mut chars: Vec<char> = texts[line].chars().collect();
+            let place = place.index(chars.len());
+            if replace { chars.remove(place); }
+            if let Some(with) = with { chars.insert(place, with); }
+            let altered: String = chars.into_iter().collect();
+            prop_assume!(altered != texts[line]);
+            texts[line] = altered;
+            prop_assert!(read(&texts).is_err(), "{}", texts[line]);
+        }
+
+        /// A thief who writes the rest of the log anew makes a good one: only what is kept elsewhere tells.
+        #[test]
+        fn what_happens_at_the_end_shows_only_against_a_hash_kept_elsewhere(log in any_log(2..6), cut in any::<prop::sample::Index>()) {
+            let kept = log.last().unwrap().hash();
+            let mut short = texts(&log);
+            short.truncate(cut.index(log.len() - 1) + 1);
+            let last = read(&short).unwrap().unwrap();
+            prop_assert!(last.hash() != kept);
+            let mut altered = texts(&log);
+            let end = altered.last_mut().unwrap();
+            *end = end.replacen("\"rail\":\"transfer\"", "\"rail\":\"x402\"", 1);
+            prop_assert!(read(&altered).unwrap().unwrap().hash() != kept);
+        }
+    }
+
+    #[test]
+    fn a_line_that_names_its_place_or_its_forerunner_twice_is_not_read() {
+        let zeros = AuditLine::NOTHING_BEFORE;
+        let good = format!(r#"{{"sequence":1,"previous":"{zeros}"}}"#);
+        assert!(AuditLine::read(&good, 1).is_ok());
+        for wrong in [
+            "".to_owned(),
+            "null".to_owned(),
+            "[]".to_owned(),
+            format!("{good} {good}"),
+            good.replace("1,", "1,\"sequence\":2,"),
+            good.replace("1,", "-1,"),
+            good.replace("1,", "1.0,"),
+            good.replace("1,", "\"1\","),
+            good.replace("1,", &format!("1,\"previous\":\"{zeros}\",")),
+            good.replace("previous", "Previous"),
+        ] {
+            assert_eq!(AuditLine::read(&wrong, 5), Err(AuditProblem::Unreadable { sequence: 5 }), "{wrong}");
+        }
+    }
+}

@@ -212,3 +212,42 @@ pub struct Challenge {
     /// Why: `payment_required`, or what was wrong with the credential that came.
     pub refusal: Refusal,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_finality() -> impl Strategy<Value = Finality> {
+        prop_oneof![(1..=u64::MAX).prop_map(Finality::Blocks), Just(Finality::Safe), Just(Finality::Finalized)]
+    }
+
+    proptest! {
+        #[test]
+        fn a_finality_has_one_spelling(finality in any_finality()) {
+            let text = serde_json::to_string(&finality).unwrap();
+            prop_assert_eq!(text.trim_matches('"'), finality.to_string());
+            prop_assert_eq!(serde_json::from_str::<Finality>(&text).unwrap(), finality);
+        }
+    }
+
+    #[test]
+    fn no_block_at_all_is_no_finality() {
+        for wrong in ["0", "-1", "1.5", "\"3\"", "\"Safe\"", "\"latest\"", "null", "true", "{}", "18446744073709551616"]
+        {
+            assert!(serde_json::from_str::<Finality>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn offers_from_before_finality_was_kept_are_read() {
+        let text = r#"{"rail":"x402","scheme":"exact","amount":{"units":"1","asset":"eip155:1/slip44:60"},
+            "asset_on_wire":"a","pay_to":"b","max_timeout_s":60,"extra":{}}"#;
+        let offer: Offer = serde_json::from_str(text).unwrap();
+        assert_eq!((offer.finality, offer.network_fee), (Finality::Blocks(1), None));
+        let dearer = Offer { network_fee: Some(NetworkFee::Absorbed(5)), ..offer.clone() };
+        assert!(offer != dearer && offer.same_terms(&dearer));
+        assert!(!offer.same_terms(&Offer { finality: Finality::Safe, ..offer.clone() }));
+    }
+}

@@ -278,7 +278,7 @@ pub enum PaymentEvent {
         /// Why, as a stable code.
         code: Cow<'static, str>,
     },
-    /// The payer has the answer. `Settled`, once.
+    /// The payer has the answer. `Settled`, or whatever came of a reorganisation since; once.
     Delivered {
         /// The answer, if it was small enough to keep.
         answer: Option<Answer>,
@@ -461,8 +461,11 @@ impl Payment {
                 self.block = Some(*block);
             }
             (S::Settling | S::InDoubt, E::Refused { code }) => self.end(S::Refused, Some(code.clone())),
-            // A reorganisation may have put it in doubt while the answer was on its way: delivered is delivered.
-            (S::Settled | S::InDoubt, E::Delivered { .. }) if self.delivery == Delivery::Pending => {
+            // A reorganisation may have taken the money back while the answer was on its way, and it may be on its way again: delivered
+            // is delivered. A block says that the money had come.
+            (S::Settled | S::InDoubt | S::Settling | S::Refused, E::Delivered { .. })
+                if self.delivery == Delivery::Pending && self.block.is_some() =>
+            {
                 self.delivery = Delivery::Delivered;
                 self.holder = None;
             }

@@ -58,3 +58,56 @@ impl TransferCredential {
         Self { code, announced, digest }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Credential, Network, ProofId, TransactionId};
+
+    fn code() -> PaymentCode {
+        PaymentCode {
+            quote: "q".into(),
+            asset: AssetId::native(Network::evm(1)),
+            transaction: [1; 32],
+            payer: EvmAddress([2; 20]),
+            pay_to: EvmAddress([3; 20]),
+            amount: u128::MAX,
+            resource: "https://a/".into(),
+            method: "GET".into(),
+            expires_at: 9,
+            signature: vec![4; 65],
+        }
+    }
+
+    #[test]
+    fn signing_again_makes_no_other_credential_but_another_purchase_does() {
+        let digest = |code: PaymentCode| TransferCredential::new(code, [1; 32]).digest;
+        let first = digest(code());
+        assert_eq!(digest(PaymentCode { expires_at: 99, signature: vec![5; 700], ..code() }), first);
+        for other in [
+            PaymentCode { quote: "r".into(), ..code() },
+            PaymentCode { transaction: [9; 32], ..code() },
+            PaymentCode { payer: EvmAddress([9; 20]), ..code() },
+        ] {
+            assert_ne!(digest(other), first);
+        }
+    }
+
+    #[test]
+    fn a_credential_is_kept_whole_with_amounts_beyond_64_bits() {
+        let credential = Credential::Transfer(TransferCredential::new(code(), [8; 32]));
+        let text = serde_json::to_string(&credential).unwrap();
+        assert!(text.contains("\"rail\":\"transfer\"") && text.contains(&format!("\"{}\"", u128::MAX)), "{text}");
+        assert_eq!(serde_json::from_str::<Credential>(&text).unwrap(), credential);
+    }
+
+    #[test]
+    fn a_proof_tells_which_log_of_its_transaction_it_is() {
+        let (network, transaction) = (Network::evm(8453), TransactionId::new("0xaa"));
+        let log = ProofId::transfer(&network, &transaction, Some(12));
+        assert_eq!((log.as_str(), log.transfer_position()), ("transfer:eip155:8453:0xaa:12", Some(12)));
+        let native = ProofId::transfer(&network, &transaction, None);
+        assert_eq!((native.as_str(), native.transfer_position()), ("transfer:eip155:8453:0xaa:native", None));
+        assert_eq!(ProofId::new("eip3009:eip155:8453:0x0:0x0:7").transfer_position(), None);
+    }
+}

@@ -153,39 +153,183 @@ fn a_reorganisation_puts_revenue_in_doubt_and_can_take_it_back() {
     assert_eq!(contest(&payment, claim("a", 1_000)), "replayed");
 }
 
+/// By a transfer of `units` for a price of 10 000, mined in block 7.
+fn transfer(units: u128, purpose: ArrivedFor, now_s: u64) -> Claim {
+    let arrived = Arrived {
+        transaction: TransactionId::new("0xaa"),
+        block: BlockRef { number: 7, hash: [7; 32] },
+        units,
+        purpose,
+    };
+    Claim { arrived: Some(arrived), ..claim("a", now_s) }
+}
+
+fn late(units: u128, now_s: u64) -> Claim {
+    transfer(units, ArrivedFor::Credit { code: "paid_too_late".into() }, now_s)
+}
+
+fn refused() -> PaymentEvent {
+    PaymentEvent::Refused { code: "payment_not_found".into() }
+}
+
+fn delivered() -> PaymentEvent {
+    PaymentEvent::Delivered { answer: None }
+}
+
+#[test]
+fn what_came_over_the_price_is_credit_and_not_revenue() {
+    for (units, credit) in [(10_000, 0), (10_001, 1), (u128::MAX, u128::MAX - 10_000)] {
+        let payment = Payment::first(transfer(units, ArrivedFor::Delivery, 1));
+        assert_eq!((payment.state, payment.delivery), (PaymentState::Settled, Delivery::Pending));
+        assert_eq!((payment.amount.units, payment.credit), (10_000, credit));
+        assert_eq!(payment.receipt().map(|r| (r.amount.units, r.credit)), Some((10_000, credit)));
+    }
+}
+
+#[test]
+fn late_money_is_credit_whole_and_buys_nothing_even_if_a_later_claim_says_so() {
+    let mut payment = Payment::first(late(9, 1));
+    assert_eq!((payment.amount.units, payment.credit, payment.holder.as_ref()), (9, 9, None));
+    for now_s in [2, 100, 5_000] {
+        assert_eq!(contest(&payment, late(9, now_s)), "replayed");
+        assert_eq!(contest(&payment, transfer(10_000, ArrivedFor::Delivery, now_s)), "replayed");
+        assert!(!apply(&mut payment, "a", now_s, delivered()));
+    }
+    assert_eq!(contest(&payment, Claim { binding: binding("/dear"), ..late(9, 100) }), "foreign");
+}
+
+#[test]
+fn money_that_came_back_after_a_reorganisation_is_as_it_was() {
+    for claim in [late(9, 1), transfer(10_005, ArrivedFor::Delivery, 1)] {
+        let first = Payment::first(claim);
+        let mut payment = first.clone();
+        assert!(apply(&mut payment, "b", 2, PaymentEvent::Reversed));
+        assert_eq!((payment.state, payment.reversed, payment.receipt()), (PaymentState::InDoubt, true, None));
+        assert_eq!(contest(&payment, Claim { now: Timestamp::from_unix_s(5_000), ..claim_like(&first) }), "busy");
+        assert!(!apply(&mut payment, "b", 2, PaymentEvent::Reversed));
+        assert!(apply(&mut payment, "b", 3, settled()));
+        assert_eq!(payment, Payment { updated_at: payment.updated_at, ..first });
+    }
+}
+
+/// The claim that made this row, by its credential and binding.
+fn claim_like(payment: &Payment) -> Claim {
+    Claim { binding: payment.binding.clone(), credential: payment.credential.clone(), ..claim("b", 1) }
+}
+
+#[test]
+fn a_delivered_payment_that_is_reversed_stays_delivered() {
+    let mut payment = Payment::first(transfer(10_000, ArrivedFor::Delivery, 1));
+    for event in [delivered(), PaymentEvent::Reversed] {
+        assert!(apply(&mut payment, "a", 2, event));
+    }
+    assert!(payment.marks_payer());
+    let mut lost = payment.clone();
+    assert!(apply(&mut payment, "a", 3, settled()));
+    assert_eq!((payment.delivery, payment.reversed, payment.marks_payer()), (Delivery::Delivered, false, false));
+    assert_eq!(contest(&payment, transfer(10_000, ArrivedFor::Delivery, 5_000)), "replayed");
+    assert!(apply(&mut lost, "a", 3, refused()));
+    assert!(lost.reversed && lost.marks_payer() && lost.delivery == Delivery::Delivered);
+}
+
+#[test]
+fn an_answer_that_was_on_its_way_while_the_money_went_is_delivered() {
+    // Whatever the reconciler did meanwhile: it asked, signed again, or learned that the money is gone.
+    for meanwhile in [vec![], vec![started()], vec![refused()], vec![started(), refused()]] {
+        let mut payment = Payment::first(claim("a", 1));
+        for event in [started(), settled(), PaymentEvent::Reversed].into_iter().chain(meanwhile) {
+            assert!(apply(&mut payment, "a", 2, event));
+        }
+        assert!(!payment.marks_payer() || payment.state != PaymentState::Refused, "nothing is lost yet");
+        assert!(apply(&mut payment, "a", 3, delivered()), "{}", payment.state.as_str());
+        assert!(payment.marks_payer());
+        if payment.state != PaymentState::Refused {
+            assert!(apply(&mut payment, "a", 4, settled()));
+        }
+        assert_eq!(contest(&payment, claim("b", 5_000)), "replayed", "one delivery for one payment");
+    }
+}
+
+#[test]
+fn an_answer_is_not_delivered_for_money_that_never_came() {
+    let doubted = vec![started(), PaymentEvent::Doubted];
+    for before in [vec![], vec![started()], doubted, vec![started(), refused()]] {
+        let mut payment = Payment::first(claim("a", 1));
+        assert!(before.into_iter().all(|event| apply(&mut payment, "a", 2, event)));
+        assert!(!apply(&mut payment, "a", 3, delivered()), "{}", payment.state.as_str());
+    }
+}
+
+#[test]
+fn a_take_over_is_told_by_its_own_request_and_changes_no_money() {
+    let first = Payment::first(transfer(10_003, ArrivedFor::Delivery, 1));
+    let again = Claim { request: RequestId::new("req_2"), ..transfer(99_999, ArrivedFor::Delivery, 100) };
+    let Contest::Grant(taken) = first.clone().contest(&again) else { panic!("not granted") };
+    assert_eq!((taken.request.as_str(), taken.runs), ("req_2", 2));
+    assert_eq!((taken.amount, taken.credit, taken.finality), (first.amount, first.credit, first.finality));
+}
+
 fn any_event() -> impl Strategy<Value = PaymentEvent> {
     prop_oneof![
         Just(PaymentEvent::Released { code: "x".into() }),
         Just(PaymentEvent::LeaseExpired),
         Just(started()),
         Just(PaymentEvent::Doubted),
+        Just(PaymentEvent::Reversed),
         Just(settled()),
-        Just(PaymentEvent::Refused { code: "x".into() }),
-        Just(PaymentEvent::Delivered { answer: None }),
+        Just(refused()),
+        Just(delivered()),
         Just(PaymentEvent::RunEnded),
     ]
 }
 
+fn any_claim() -> impl Strategy<Value = Claim> {
+    prop_oneof![
+        Just(claim("a", 1)),
+        (10_000..10_003u128).prop_map(|units| transfer(units, ArrivedFor::Delivery, 1)),
+        (1..10_003u128).prop_map(|units| late(units, 1)),
+    ]
+}
+
 proptest! {
-    /// Whatever happens in whatever order: a stored transaction is never forgotten by a Void, the end states end, and a
-    /// delivery is recorded once.
+    /// Whatever happens in whatever order, take-overs between: a stored transaction is never forgotten by a Void, the end states
+    /// end, an answer is delivered once and never for credit, and no event makes money or loses it.
     #[test]
-    fn no_order_of_events_loses_money(events in prop::collection::vec((any_event(), 0u8..2, 1u64..200), 0..40)) {
-        let mut payment = Payment::first(claim("a", 1));
+    fn no_order_of_events_loses_money(
+        first in any_claim(),
+        events in prop::collection::vec((any_event(), any::<bool>(), 0u8..2, 1u64..200), 0..40),
+    ) {
+        let mut payment = Payment::first(first.clone());
+        let start = payment.clone();
         let mut deliveries = 0;
-        for (event, by, now_s) in events {
+        for (event, claimed_again, by, now_s) in events {
             let before = payment.clone();
+            if claimed_again {
+                let again = Claim { now: Timestamp::from_unix_s(now_s), ..first.clone() };
+                if let Contest::Grant(row) = payment.clone().contest(&again) {
+                    prop_assert!(start.delivery != Delivery::Credited);
+                    prop_assert_eq!(deliveries, 0);
+                    payment = row;
+                }
+            }
+            let unchanged = payment.clone();
             let taken = apply(&mut payment, if by == 0 { "a" } else { "b" }, now_s, event.clone());
             if !taken {
-                prop_assert_eq!(&payment, &before);
+                prop_assert_eq!(&payment, &unchanged);
                 continue;
             }
             deliveries += u32::from(matches!(event, PaymentEvent::Delivered { .. }));
+            prop_assert_eq!(crate::AuditEntry::of(&payment, &event, payment.updated_at).is_none(), event == PaymentEvent::RunEnded);
             prop_assert!(payment.state != PaymentState::Void || payment.transaction.is_none());
             prop_assert!(before.state != PaymentState::Void);
             prop_assert!(before.state != PaymentState::Refused || payment.state == PaymentState::Refused);
+            prop_assert!(before.delivery != Delivery::Delivered || payment.delivery == Delivery::Delivered);
+            prop_assert!(!payment.reversed || !matches!(payment.state, PaymentState::Settled | PaymentState::Claimed | PaymentState::Void));
         }
         prop_assert!(deliveries <= 1);
+        prop_assert_eq!(deliveries == 1, payment.delivery == Delivery::Delivered);
+        prop_assert_eq!(start.delivery == Delivery::Credited, payment.delivery == Delivery::Credited);
+        prop_assert_eq!((&payment.amount, payment.credit), (&start.amount, start.credit));
         prop_assert_eq!(payment.receipt().is_some(), payment.state == PaymentState::Settled);
     }
 }
