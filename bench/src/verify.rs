@@ -23,7 +23,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let store = Arc::new(MemoryLedger::new(InstanceId::new("bench"), std::time::Duration::from_secs(600)));
     let config = ChainConfig {
         network: NETWORK.parse()?,
-        rpc: vec![RpcUrl::parse(anvil.url())?],
+        rpc: vec![RpcUrl::parse(anvil.url())?.into()],
         confirmations: 1,
         assets: vec![AssetConfig {
             address: farebox_core::EvmAddress(Usdc::ADDRESS.into_array()),

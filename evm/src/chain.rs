@@ -43,7 +43,7 @@ impl Chain {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConnectError> {
         let chain_id = validate(&config)?;
-        let node = node_of(&config)?;
+        let node = node_of(&config, chain_id)?;
         serves(&node, &config, chain_id).await?;
         let mut tokens = Vec::with_capacity(config.assets.len());
         let mut coins = Vec::with_capacity(config.assets.len() + 1);
@@ -151,10 +151,10 @@ pub(crate) fn contract_signature(x402: &X402Credential) -> Bytes {
     abi::with_deployment(&x402.signature).map_or_else(|| x402.signature.clone().into(), |wrapped| wrapped.inner)
 }
 
-pub(crate) fn node_of(config: &ChainConfig) -> Result<Node, ConnectError> {
-    Node::new(&config.rpc, config.limits.rpc_timeout).map_err(|source| ConnectError::Unreachable {
+pub(crate) fn node_of(config: &ChainConfig, chain_id: u64) -> Result<Node, ConnectError> {
+    Node::new(&config.rpc, chain_id, config.limits.rpc_timeout).map_err(|source| ConnectError::Unreachable {
         network: config.network.clone(),
-        tried: config.rpc.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        tried: config.rpc.iter().map(|source| source.url.to_string()).collect::<Vec<_>>().join(", "),
         source,
     })
 }

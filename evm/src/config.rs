@@ -6,15 +6,15 @@ use alloy::primitives::Address;
 use farebox_core::{Decimal, EvmAddress, Finality, Network};
 use url::Url;
 
-use crate::EvmKey;
+use crate::{EvmKey, SourceConfig};
 
 /// One chain on which we are paid.
 #[derive(Clone, Debug)]
 pub struct ChainConfig {
     /// Its CAIP-2 name; the nodes must say the same chain id.
     pub network: Network,
-    /// Nodes to ask, the preferred one first; at least one.
-    pub rpc: Vec<RpcUrl>,
+    /// Whom to ask about it, the preferred one first; at least one, and at least one node.
+    pub rpc: Vec<SourceConfig>,
     /// What makes a payment final, by what it is worth: tiers with rising bounds, the last one without.
     pub confirmations: Vec<FinalityTier>,
     /// What a payment must wait for whose payer has had one undone by a reorganisation.
@@ -119,7 +119,7 @@ pub enum Pegged {
 pub struct ChainLimits {
     /// How long a settlement is waited for before it is in doubt (and goes on in the background).
     pub settle_timeout: Duration,
-    /// How long one call to one node may take.
+    /// How long one question to the chain may take, however many sources are asked.
     pub rpc_timeout: Duration,
     /// Gas limit of a settlement, of its simulation, and of a contract wallet's signature check.
     pub gas_limit_max: u64,

@@ -64,7 +64,7 @@ impl ChainReport {
 pub async fn inspect(config: &ChainConfig, now: Timestamp) -> ChainReport {
     let mut looked = Looked(Vec::new());
     looked.recipient(config);
-    let node = validate(config).and_then(|chain_id| Ok((chain_id, node_of(config)?)));
+    let node = validate(config).and_then(|chain_id| Ok((chain_id, node_of(config, chain_id)?)));
     match node {
         Ok((chain_id, node)) => {
             looked.nodes(&node, chain_id, now).await;

@@ -10,7 +10,7 @@ use crate::{AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, NativeC
 pub(crate) fn chain() -> ChainConfig {
     ChainConfig {
         network: Network::evm(84532),
-        rpc: vec![RpcUrl::parse("http://127.0.0.1:1").unwrap()],
+        rpc: vec![RpcUrl::parse("http://127.0.0.1:1").unwrap().into()],
         confirmations: vec![FinalityTier { up_to: None, finality: Finality::Blocks(1) }],
         marked_finality: Finality::Blocks(12),
         assets: vec![AssetConfig {

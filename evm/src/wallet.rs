@@ -11,7 +11,7 @@ use farebox_core::{
 };
 
 use crate::{
-    EvmKey, RpcUrl, abi, address,
+    EvmKey, RpcUrl, SourceConfig, abi, address,
     node::{Call, Called, Node},
     signature,
 };
@@ -44,7 +44,9 @@ impl LocalWallet {
     /// # Errors
     /// The connection's TLS could not be set up; nothing is asked yet.
     pub fn with_rpc(mut self, network: Network, rpc: &[RpcUrl]) -> Result<Self, BoxError> {
-        self.nodes.insert(network, Node::new(rpc, RPC_TIMEOUT)?);
+        let chain_id = network.evm_chain_id().ok_or("expected an EVM network such as eip155:8453")?;
+        let sources: Vec<SourceConfig> = rpc.iter().cloned().map(Into::into).collect();
+        self.nodes.insert(network, Node::new(&sources, chain_id, RPC_TIMEOUT)?);
         Ok(self)
     }
 

@@ -13,11 +13,24 @@ use tokio::{
 use super::slot::{Ended, Slot};
 use crate::{
     ChainLimits,
-    node::{Broadcast, Node, Receipt},
+    node::{Broadcast, NoAnswer, Node, Receipt, ask},
 };
 
 /// How long a node is let hold a request open until the transaction is mined.
 const SYNC_WAIT: Duration = Duration::from_secs(2);
+
+/// The most transactions that are handed over at once.
+const PARCEL_MAX: usize = 64;
+/// How many requests with transactions are underway at once.
+const PARCELS_MAX: usize = 4;
+/// For how long a request is waited for before the next one goes out behind it: waiting gathers more into one request, and a node that
+/// takes longer than this is far away, or holds the request open until a block comes.
+const PARCEL_PATIENCE: Duration = Duration::from_millis(100);
+
+/// When transactions go out again that no node took an answer for.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How many nonces one survey asks about, the lowest first: those behind them wait for these.
+const SURVEYED_MAX: usize = 16;
 
 /// What the writer is told.
 #[derive(Debug)]
@@ -30,6 +43,57 @@ pub(super) enum Report {
     Surveyed { mined: Option<u64> },
     /// The nonce was used, and by none of these transactions as far as the node says.
     Displaced { nonce: u64 },
+}
+
+/// A signed and stored transaction on its way to the nodes.
+#[derive(Clone, Debug)]
+pub(super) struct Letter {
+    pub(super) hash: B256,
+    pub(super) raw: Bytes,
+    pub(super) slot: Option<Arc<Slot>>,
+}
+
+/// What is handed to the nodes, by nonce. A node shelves or drops what comes before its predecessor, and two requests over HTTP overtake
+/// one another; so no parcel goes out whose first transaction has a predecessor that no node has acknowledged: it is put before it
+/// once more. The same bytes twice do no harm.
+#[derive(Debug, Default)]
+struct Outbox {
+    waiting: BTreeMap<u64, Letter>,
+    unacknowledged: BTreeMap<u64, Letter>,
+    underway: usize,
+    sent_at: Option<Instant>,
+    /// After a parcel that no node answered.
+    retry_at: Option<Instant>,
+}
+
+impl Outbox {
+    /// The next parcel, or how long to wait for the one underway before another goes out behind it.
+    fn next(&mut self) -> Result<Parcel, Option<Instant>> {
+        let due = !self.waiting.is_empty() || (self.retry_at.is_some() && !self.unacknowledged.is_empty());
+        if !due || self.underway >= PARCELS_MAX {
+            return Err(None);
+        }
+        let patience_ends = self.sent_at.filter(|_| self.underway > 0).map(|at| at + PARCEL_PATIENCE);
+        if let Some(until) = patience_ends.max(self.retry_at).filter(|until| Instant::now() < *until) {
+            return Err(Some(until));
+        }
+        self.retry_at = None;
+        let behind = !self.unacknowledged.is_empty();
+        while self.unacknowledged.len() < PARCEL_MAX
+            && let Some((nonce, letter)) = self.waiting.pop_first()
+        {
+            self.unacknowledged.insert(nonce, letter);
+        }
+        self.underway += 1;
+        self.sent_at = Some(Instant::now());
+        Ok(Parcel { behind, letters: self.unacknowledged.clone() })
+    }
+}
+
+struct Parcel {
+    /// Whether another one is not acknowledged yet.
+    behind: bool,
+    letters: BTreeMap<u64, Letter>,
 }
 
 #[derive(Debug)]
@@ -45,6 +109,8 @@ struct Watched {
 pub(super) struct Courier {
     node: Node,
     store: Arc<dyn TransactionStore>,
+    outbox: Mutex<Outbox>,
+    posted: Notify,
     watched: Mutex<BTreeMap<u64, Watched>>,
     added: Notify,
     reports: mpsc::Sender<Report>,
@@ -62,6 +128,8 @@ impl Courier {
         Arc::new(Self {
             node,
             store,
+            outbox: Mutex::default(),
+            posted: Notify::new(),
             watched: Mutex::default(),
             added: Notify::new(),
             reports,
@@ -70,28 +138,99 @@ impl Courier {
         })
     }
 
-    /// Broadcasts a stored transaction and sees to it that its receipt is found.
-    pub(super) async fn deliver(self: Arc<Self>, nonce: u64, hash: B256, raw: Bytes, slot: Option<Arc<Slot>>) {
-        if let Some(receipt) = self.node.broadcast_sync(&raw, SYNC_WAIT).await
-            && receipt.transaction_hash == hash
-        {
-            return self.mined(nonce, receipt, slot).await;
-        }
-        self.watch(nonce, hash, slot);
-        self.broadcast(nonce, hash, &raw).await;
+    /// Takes stored transactions to the nodes, in order, and sees to it that their receipts are found.
+    pub(super) fn post(&self, letters: impl IntoIterator<Item = (u64, Letter)>) {
+        self.outbox.lock().waiting.extend(letters);
+        self.posted.notify_one();
     }
 
-    /// Broadcasts once more what is watched already.
-    pub(super) async fn broadcast(&self, nonce: u64, hash: B256, raw: &Bytes) {
+    /// Carries what is posted, until the lane is gone.
+    pub(super) async fn carry_outbox(self: Arc<Self>) {
+        while !self.reports.is_closed() {
+            let next = self.outbox.lock().next();
+            match next {
+                Ok(parcel) => {
+                    let courier = self.clone();
+                    tokio::spawn(async move { courier.carry(parcel).await });
+                }
+                Err(until) => {
+                    // A second at most, so that a lane that is gone is noticed.
+                    let until = until.unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+                    let _ = tokio::time::timeout_at(until, self.posted.notified()).await;
+                }
+            }
+        }
+    }
+
+    async fn carry(&self, parcel: Parcel) {
+        let handed_over = self.hand_over(parcel).await;
+        {
+            let mut outbox = self.outbox.lock();
+            outbox.underway -= 1;
+            if handed_over.is_err() {
+                outbox.retry_at = Some(Instant::now() + RETRY_AFTER);
+            }
+        }
+        self.posted.notify_one();
+    }
+
+    async fn hand_over(&self, Parcel { behind, mut letters }: Parcel) -> Result<(), NoAnswer> {
+        // A node that waits for the receipts saves asking for them. Not behind another parcel, which may be waiting there for a block.
+        if !behind {
+            let group: Vec<_> = letters.values().map(|letter| (letter.hash, letter.raw.clone())).collect();
+            let receipts = self.node.broadcast_sync(&group, SYNC_WAIT).await.unwrap_or_default();
+            for receipt in receipts.into_iter().flatten() {
+                let found = letters.iter().find(|(_, letter)| letter.hash == receipt.transaction_hash);
+                if let Some(nonce) = found.map(|(nonce, _)| *nonce)
+                    && let Some(letter) = letters.remove(&nonce)
+                {
+                    self.acknowledged(nonce, letter.hash);
+                    self.mined(nonce, receipt, letter.slot).await;
+                }
+            }
+        }
+        if letters.is_empty() {
+            return Ok(());
+        }
+        for (nonce, letter) in &letters {
+            self.watch(*nonce, letter.hash, letter.slot.clone());
+        }
+        let group: Vec<_> = letters.values().map(|letter| letter.raw.clone()).collect();
+        // Without an answer they may have arrived all the same, and go along with the next parcel.
+        let answers = self.node.broadcast_group(&group).await.inspect_err(|error| {
+            let count = group.len();
+            tracing::warn!(count, error = error as &dyn std::error::Error, "a broadcast got no answer");
+        })?;
+        for ((nonce, letter), answer) in letters.into_iter().zip(answers) {
+            self.acknowledged(nonce, letter.hash);
+            self.heard(nonce, letter.hash, answer).await;
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&self, nonce: u64, hash: B256) {
+        let mut outbox = self.outbox.lock();
+        if outbox.unacknowledged.get(&nonce).is_some_and(|letter| letter.hash == hash) {
+            outbox.unacknowledged.remove(&nonce);
+        }
+    }
+
+    /// Sends to every node what is watched already: the one that took it may have lost it, or keep it to itself.
+    pub(super) async fn broadcast_again(&self, nonce: u64, hash: B256, raw: &Bytes) {
         match self.node.broadcast(raw).await {
-            Ok(Broadcast::Taken | Broadcast::Unclear) => {}
-            Ok(Broadcast::Underpriced) => self.report(Report::Underpriced { nonce, hash }).await,
-            // Whether it was this one that used the nonce, its receipt tells.
-            Ok(Broadcast::NonceTooLow) => self.hurry(nonce),
-            // It may have arrived all the same; the lane broadcasts it again until its nonce is used.
+            Ok(answer) => self.heard(nonce, hash, answer).await,
             Err(error) => {
                 tracing::warn!(%hash, nonce, error = &error as &dyn std::error::Error, "a broadcast got no answer");
             }
+        }
+    }
+
+    async fn heard(&self, nonce: u64, hash: B256, answer: Broadcast) {
+        match answer {
+            Broadcast::Taken | Broadcast::Unclear => {}
+            Broadcast::Underpriced => self.report(Report::Underpriced { nonce, hash }).await,
+            // Whether it was this one that used the nonce, its receipt tells.
+            Broadcast::NonceTooLow => self.hurry(nonce),
         }
     }
 
@@ -115,21 +254,31 @@ impl Courier {
     }
 
     /// Asks how far the chain is, and what became of transactions whose nonces are used.
+    ///
+    /// Count and receipts come from one source, in one batch: a count from one that is ahead and receipts from one that lags would
+    /// make our own mined transactions look like a stranger's. The count itself is believed only of a source that keeps up with the
+    /// others' heads: an old one would have nonces given out again that are used.
     pub(super) async fn survey(self: Arc<Self>, relayer: alloy::primitives::Address) {
+        let watched: Vec<(u64, Vec<B256>)> = {
+            let watched = self.watched.lock();
+            watched.iter().take(SURVEYED_MAX).map(|(nonce, one)| (*nonce, one.hashes.clone())).collect()
+        };
+        let hashes = watched.iter().flat_map(|(_, hashes)| hashes);
+        let receipts: Vec<_> = hashes.map(|hash| ask::polled_receipt(*hash)).collect();
+        let asked = self.node.batch((ask::mined_nonce(relayer), receipts, ask::head())).await;
         // Told on every way out: the lane starts no second survey before it hears of the first.
-        let Ok(mined) = self.node.mined_nonce(relayer).await else {
+        let Ok((mined, receipts, _)) = asked.inspect_err(|error| {
+            tracing::debug!(error = error as &dyn std::error::Error, "the lane could not be surveyed");
+        }) else {
             return self.report(Report::Surveyed { mined: None }).await;
         };
-        let past: Vec<(u64, Vec<B256>)> =
-            self.watched.lock().range(..mined).map(|(nonce, watched)| (*nonce, watched.hashes.clone())).collect();
-        let hashes: Vec<B256> = past.iter().flat_map(|(_, hashes)| hashes.iter().copied()).collect();
-        if let Ok(receipts) = self.node.receipts(&hashes).await {
-            let known: Vec<B256> = receipts.iter().map(|r| r.transaction_hash).collect();
-            self.found(receipts).await;
-            for (nonce, hashes) in past {
-                if !hashes.iter().any(|hash| known.contains(hash)) {
-                    self.report(Report::Displaced { nonce }).await;
-                }
+        let mined: u64 = mined.to();
+        let receipts: Vec<Receipt> = receipts.into_iter().flatten().collect();
+        let known: Vec<B256> = receipts.iter().map(|receipt| receipt.transaction_hash).collect();
+        self.found(receipts).await;
+        for (nonce, hashes) in watched {
+            if nonce < mined && !hashes.iter().any(|hash| known.contains(hash)) {
+                self.report(Report::Displaced { nonce }).await;
             }
         }
         self.report(Report::Surveyed { mined: Some(mined) }).await;
@@ -152,6 +301,7 @@ impl Courier {
 
     pub(super) fn forget(&self, nonce: u64) {
         self.watched.lock().remove(&nonce);
+        self.outbox.lock().unacknowledged.remove(&nonce);
     }
 
     fn hurry(&self, nonce: u64) {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::slot::Unsent;
 use crate::{
     ChainLimits,
-    node::{NoAnswer, Node},
+    node::{NoAnswer, Node, ask},
 };
 
 /// For how long a quote is good: about one block.
@@ -49,7 +49,8 @@ pub(crate) struct Quote {
 impl Quote {
     /// A node's answers as a quote.
     pub(crate) async fn ask(node: &Node, relayer: Address) -> Result<Self, NoAnswer> {
-        let (history, balance) = futures_util::try_join!(node.fee_history(), node.balance(relayer))?;
+        // The head goes along so that a balance from a source that lags is known for one.
+        let (history, balance, _) = node.batch((ask::fee_history(1), ask::balance(relayer), ask::head())).await?;
         let small = |wei: &U256| u128::try_from(*wei).unwrap_or(u128::MAX);
         let base = history.base_fee_per_gas.last().map_or(0, small);
         let tip = history.reward.iter().flatten().flatten().next().map_or(0, small).max(TIP_MIN);

@@ -77,6 +77,7 @@ impl Lane {
         let (reports, reports_in) = mpsc::channel(REPORTS_MAX);
         let courier = Courier::new(node.clone(), store.clone(), reports, &config.limits);
         let writer = Writer::restore(config, relayer, chain_id, node, courier.clone(), store, clock).await?;
+        tokio::spawn(courier.clone().carry_outbox());
         tokio::spawn(courier.watch_receipts());
         tokio::spawn(writer.run(jobs_in, reports_in));
         Ok(Self {

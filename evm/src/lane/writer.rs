@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     Job,
-    courier::{Courier, Report},
+    courier::{Courier, Letter, Report},
     fees::{Fee, Fees},
     lane_key,
     slot::{Ended, Slot, Unsent},
@@ -92,6 +92,10 @@ impl Entry {
         self.hashes.last().copied().unwrap_or_default()
     }
 
+    fn letter(&self) -> Letter {
+        Letter { hash: self.newest(), raw: self.raw.clone(), slot: self.slot.clone() }
+    }
+
     fn cost_max(&self) -> u128 {
         u128::from(self.tx.gas_limit).saturating_mul(self.tx.max_fee_per_gas)
     }
@@ -138,10 +142,10 @@ impl Writer {
             writer.take_up(transaction);
         }
         writer.find_holes(mined);
-        for (nonce, entry) in &writer.unmined {
+        for entry in writer.unmined.values() {
             writer.fees.exchange(0, entry.cost_max());
-            writer.spawn_broadcast(*nonce, entry);
         }
+        writer.courier.post(writer.unmined.iter().map(|(nonce, entry)| (*nonce, entry.letter())));
         Ok(writer)
     }
 
@@ -200,12 +204,12 @@ impl Writer {
             signed.extend(self.sign_job(job, fee, &signed));
         }
         let stored = join_all(signed.iter().map(|(nonce, entry)| self.store(*nonce, entry))).await;
+        let mut letters = Vec::with_capacity(stored.len());
         for ((nonce, mut entry), stored) in signed.into_iter().zip(stored) {
             match stored {
                 Ok(()) => {
                     entry.sent_at = Instant::now();
-                    let courier = self.courier.clone();
-                    tokio::spawn(courier.deliver(nonce, entry.newest(), entry.raw.clone(), entry.slot.clone()));
+                    letters.push((nonce, entry.letter()));
                     self.unmined.insert(nonce, entry);
                 }
                 Err(RecordError::Unavailable(error)) => {
@@ -228,6 +232,7 @@ impl Writer {
                 }
             }
         }
+        self.courier.post(letters);
     }
 
     /// The fee, if anything may be signed now.
@@ -328,7 +333,7 @@ impl Writer {
             let open = self.store.open_transactions(&self.lane).await;
             match open.map(|open| open.iter().any(|stored| stored.hash == id)) {
                 Ok(true) => {
-                    self.spawn_broadcast(nonce, &entry);
+                    self.courier.post([(nonce, entry.letter())]);
                     self.unmined.insert(nonce, entry);
                 }
                 Ok(false) => {
@@ -344,10 +349,11 @@ impl Writer {
         }
     }
 
-    fn spawn_broadcast(&self, nonce: u64, entry: &Entry) {
+    /// For what has been sent before, or takes the place of what has.
+    fn send_again(&self, nonce: u64, entry: &Entry) {
         let (courier, hash, raw) = (self.courier.clone(), entry.newest(), entry.raw.clone());
         courier.watch(nonce, hash, entry.slot.clone());
-        tokio::spawn(async move { courier.broadcast(nonce, hash, &raw).await });
+        tokio::spawn(async move { courier.broadcast_again(nonce, hash, &raw).await });
     }
 
     async fn note(&mut self, report: Report) {
@@ -465,7 +471,7 @@ impl Writer {
             };
             self.holes.remove(&nonce);
             self.fees.exchange(0, entry.cost_max());
-            self.spawn_broadcast(nonce, &entry);
+            self.courier.post([(nonce, entry.letter())]);
             self.unmined.insert(nonce, entry);
         }
     }
@@ -522,10 +528,10 @@ impl Writer {
             let cheap = |entry: &Entry| market.is_some_and(|fee| entry.tx.max_fee_per_gas < fee.max / 2);
             if Some(nonce) == first || self.unmined.get(&nonce).is_some_and(cheap) {
                 self.bump(nonce).await;
-            } else if let Some(entry) = self.unmined.get_mut(&nonce) {
+            } else if let Some(mut entry) = self.unmined.remove(&nonce) {
                 entry.sent_at = Instant::now();
-                let (courier, hash, raw) = (self.courier.clone(), entry.newest(), entry.raw.clone());
-                tokio::spawn(async move { courier.broadcast(nonce, hash, &raw).await });
+                self.send_again(nonce, &entry);
+                self.unmined.insert(nonce, entry);
             }
         }
     }
@@ -545,7 +551,7 @@ impl Writer {
             }
             None => {}
         }
-        self.spawn_broadcast(nonce, &entry);
+        self.send_again(nonce, &entry);
         self.unmined.insert(nonce, entry);
     }
 

@@ -22,6 +22,13 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
+    /// Whether it is of this transaction, all of it: a status that is neither success nor failure, and logs of other transactions,
+    /// are no receipt.
+    pub(super) fn is_of(&self, hash: B256) -> bool {
+        let own = |log: &Log| log.transaction_hash.is_none_or(|of| of == hash) && !log.removed;
+        self.transaction_hash == hash && self.status <= U64::from(1) && self.logs.iter().all(own)
+    }
+
     pub(crate) fn succeeded(&self) -> bool {
         self.status == U64::from(1)
     }
@@ -37,7 +44,7 @@ impl Receipt {
 }
 
 /// One event.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Log {
     pub(crate) address: Address,
@@ -47,6 +54,21 @@ pub(crate) struct Log {
     pub(crate) transaction_hash: Option<B256>,
     #[serde(default)]
     pub(crate) removed: bool,
+}
+
+/// A transaction, mined or not. Source: Ethereum JSON-RPC, `eth_getTransactionByHash`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Transaction {
+    pub(crate) hash: B256,
+    pub(crate) from: Address,
+    /// None for one that makes a contract.
+    pub(crate) to: Option<Address>,
+    /// Wei.
+    pub(crate) value: U256,
+    /// None until it is mined.
+    pub(crate) block_hash: Option<B256>,
+    pub(crate) block_number: Option<U64>,
 }
 
 /// A block's head.
@@ -65,11 +87,11 @@ impl Header {
     }
 }
 
-/// Answer of `eth_feeHistory`, for one block.
+/// Answer of `eth_feeHistory`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FeeHistory {
-    /// The block's and the next one's.
+    /// Each block's, oldest first, and the next one's.
     pub(crate) base_fee_per_gas: Vec<U256>,
     #[serde(default)]
     pub(crate) reward: Option<Vec<Vec<U256>>>,

@@ -251,7 +251,7 @@ pub(crate) fn config(url: &str, change: impl FnOnce(&mut ChainConfig)) -> ChainC
     };
     let mut config = ChainConfig {
         network: Network::evm(CHAIN_ID),
-        rpc: vec![RpcUrl::parse(url).unwrap()],
+        rpc: vec![RpcUrl::parse(url).unwrap().into()],
         confirmations: vec![FinalityTier { up_to: None, finality: Finality::Blocks(1) }],
         marked_finality: Finality::Blocks(3),
         assets: vec![AssetConfig {

@@ -191,12 +191,12 @@ async fn an_answer_that_cannot_be_relied_on_is_never_a_no() {
 async fn a_dead_node_is_passed_over_and_a_wrong_one_refused() {
     let world = World::new(&[]).await;
     let dead = RpcUrl::parse("http://127.0.0.1:1/secret").unwrap();
-    let both = config(&world.anvil.url, |c| c.rpc.insert(0, dead.clone()));
+    let both = config(&world.anvil.url, |c| c.rpc.insert(0, dead.clone().into()));
     let connect = |c| EvmChains::connect(vec![c], Arc::new(Store::default()), Arc::new(WallClock));
     let rail = connect(both).await.unwrap().x402().unwrap();
     rail.verify(&world.check(&world.credential().await), &Unlimited).await.unwrap();
 
-    let only_dead = connect(config(&world.anvil.url, |c| c.rpc = vec![dead])).await.unwrap_err();
+    let only_dead = connect(config(&world.anvil.url, |c| c.rpc = vec![dead.into()])).await.unwrap_err();
     assert!(matches!(only_dead, ConnectError::Unreachable { .. }));
     assert!(!format!("{only_dead:?}").contains("secret"), "{only_dead:?}");
     let other_chain = connect(config(&world.anvil.url, |c| c.network = Network::evm(8453))).await.unwrap_err();
