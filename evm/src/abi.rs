@@ -118,7 +118,8 @@ impl TokenEvent {
                 let event = Token::AuthorizationCanceled::decode_raw_log(topics(), &log.data).ok()?;
                 Some(Self::Canceled { authorizer: event.authorizer, nonce: event.nonce })
             }
-            Token::Transfer::SIGNATURE_HASH => {
+            // One word and no more: what has another shape is another event with the same name.
+            Token::Transfer::SIGNATURE_HASH if log.data.len() == 32 => {
                 let event = Token::Transfer::decode_raw_log(topics(), &log.data).ok()?;
                 Some(Self::Moved { from: event.from, to: event.to, value: event.value })
             }

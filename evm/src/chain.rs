@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use alloy::primitives::Bytes;
 use farebox_core::{
-    AssetId, BlockRef, Finality, X402Credential,
+    Amount, AssetId, BlockRef, Finality, X402Credential,
     ports::{BoxError, Canonical, ChainWindow, Clock, TransactionStore},
 };
 
 use crate::{
     ChainConfig, ConnectError, FinalityTier, abi, address,
     bounced::Bounced,
+    follower::Follower,
     lane::Lane,
-    node::{Header, NoAnswer, Node},
+    node::{Agreement, Header, NoAnswer, Node},
     signature,
     token::{Coin, Token},
 };
@@ -30,6 +31,7 @@ pub(crate) struct Chain {
     pub(crate) coins: Vec<Coin>,
     /// Where we pay gas; without a relayer there is none, and no x402 payment.
     pub(crate) lane: Option<Lane>,
+    pub(crate) follower: Follower,
     pub(crate) store: Arc<dyn TransactionStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) bounced: Bounced,
@@ -61,7 +63,9 @@ impl Chain {
             Some(relayer) => Some(Lane::start(&config, relayer, chain_id, &node, store.clone(), clock.clone()).await?),
             None => None,
         };
-        Ok(Self { config, node, tokens, coins, lane, store, clock, bounced: Bounced::default() })
+        let follower = Follower::default();
+        follower.refresh_fee(&node).await;
+        Ok(Self { config, node, tokens, coins, lane, follower, store, clock, bounced: Bounced::default() })
     }
 
     pub(crate) fn token(&self, asset: &AssetId) -> Option<&Token> {
@@ -116,22 +120,18 @@ impl Chain {
         verdict.ok_or_else(|| format!("no node said whether block {} still holds", block.number).into())
     }
 
-    /// Every block from `watch_depth` below the head up to it.
+    /// The blocks that may still be undone, up to the newest.
     pub(crate) async fn window(&self) -> Result<ChainWindow, BoxError> {
-        let head = self.node.head().await?;
-        let top: u64 = head.number.to();
-        let lowest = top.saturating_sub(self.config.limits.watch_depth);
-        let below = (lowest..top).map(|number| self.node.block(number));
-        let mut blocks = Vec::new();
-        for found in futures_util::future::try_join_all(below).await? {
-            blocks.push(found.ok_or("the node lacks a block below its own head")?);
-        }
-        blocks.push(head);
-        if blocks.windows(2).any(|pair| pair[1].parent_hash != pair[0].hash) {
-            return Err("the chain changed while it was read".into());
-        }
-        let blocks = blocks.iter().map(Header::block).collect();
+        let blocks = self.follower.window(self).await?;
         Ok(ChainWindow { network: self.config.network.clone(), blocks })
+    }
+
+    /// How many sources must say that so much has come.
+    pub(crate) fn agreement(&self, amount: &Amount) -> Agreement {
+        let Some(quorum) = self.config.quorum else { return Agreement::ONE };
+        let coin = self.coins.iter().find(|coin| coin.asset == amount.asset);
+        let worth = coin.and_then(|coin| coin.dollars(amount.units));
+        if worth.is_some_and(|worth| worth <= quorum.above) { Agreement::ONE } else { Agreement(quorum.agree) }
     }
 }
 

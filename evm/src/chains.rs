@@ -7,7 +7,7 @@ use farebox_core::{
     ports::{BoxError, Canonical, ChainWindow, Clock, TransactionStore},
 };
 
-use crate::{ChainConfig, ConnectError, EvmRail, chain::Chain};
+use crate::{ChainConfig, ConnectError, EvmRail, TransferParts, TransferRail, chain::Chain};
 
 /// Every configured chain: its sources, its tokens, its relayer's lane. Clones share them; the lanes end with the last.
 #[derive(Clone, Debug)]
@@ -37,6 +37,12 @@ impl EvmChains {
     #[must_use]
     pub fn x402(&self) -> Option<EvmRail> {
         self.0.iter().any(|chain| chain.lane.is_some()).then(|| EvmRail::on(self.clone()))
+    }
+
+    /// The transfer rail on every chain.
+    #[must_use]
+    pub fn transfer(&self, parts: TransferParts) -> TransferRail {
+        TransferRail::on(self.clone(), parts)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Chain> {

@@ -10,6 +10,7 @@ mod chains;
 mod check;
 mod config;
 mod error;
+mod follower;
 mod inspect;
 mod key;
 mod known;
@@ -22,6 +23,7 @@ mod signature;
 #[cfg(test)]
 mod testing;
 mod token;
+mod transfer;
 mod verify;
 mod wallet;
 
@@ -37,4 +39,5 @@ pub use key::{EvmKey, KeyError};
 pub use known::{KNOWN_ASSETS, KnownAsset, is_test_network, known_asset};
 pub use node::{SecretText, SourceConfig, SourceKind};
 pub use rail::EvmRail;
+pub use transfer::{TransferParts, TransferRail};
 pub use wallet::LocalWallet;

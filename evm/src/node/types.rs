@@ -66,6 +66,7 @@ pub(crate) struct Transaction {
     pub(crate) to: Option<Address>,
     /// Wei.
     pub(crate) value: U256,
+    pub(crate) nonce: U64,
     /// None until it is mined.
     pub(crate) block_hash: Option<B256>,
     pub(crate) block_number: Option<U64>,

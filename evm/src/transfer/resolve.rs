@@ -1,0 +1,132 @@
+//! What became of a transfer that was granted, after a reorganisation took its block away.
+//!
+//! Its money is back once the transaction is in the chain again, as final as it had to be, with the same transfer at the same place.
+//! It is given up only if it cannot come back: the chain has gone on without it for as many blocks as a reorganisation is believed to
+//! reach, every source says that it knows no such transaction, and, where we still know its sender and nonce, another transaction has
+//! used that nonce. (After a restart they are not known, and the first two must do.) Until then it is in doubt.
+
+use std::collections::HashMap;
+
+use alloy::primitives::{Address, B256};
+use farebox_core::{
+    Credential, Delivery, Payment,
+    ports::{BoxError, Settlement},
+};
+use parking_lot::Mutex;
+
+use super::{
+    TransferRail,
+    judge::{Came, Facts, Found, Mined, Wanted},
+    refusal::{code, rejected},
+};
+use crate::{
+    chain::Chain,
+    node::{Transaction, ask},
+};
+
+/// Senders that are remembered; which ones make room is chance.
+const SENDERS_MAX: usize = 20_000;
+
+/// Who sent a transaction that paid, and at which nonce: a transaction that a reorganisation drops cannot be asked about any more.
+#[derive(Debug, Default)]
+pub(super) struct Senders(Mutex<HashMap<B256, (Address, u64)>>);
+
+impl Senders {
+    pub(super) fn note(&self, transaction: &Transaction) {
+        let mut senders = self.0.lock();
+        if senders.len() >= SENDERS_MAX
+            && let Some(any) = senders.keys().next().copied()
+        {
+            senders.remove(&any);
+        }
+        senders.insert(transaction.hash, (transaction.from, transaction.nonce.to()));
+    }
+
+    fn of(&self, transaction: B256) -> Option<(Address, u64)> {
+        self.0.lock().get(&transaction).copied()
+    }
+}
+
+impl TransferRail {
+    pub(super) async fn look_again(&self, payment: &Payment) -> Settlement {
+        match self.look(payment).await {
+            Ok(settlement) => settlement,
+            Err(source) => Settlement::InDoubt { transaction: payment.transaction.clone(), source },
+        }
+    }
+
+    async fn look(&self, payment: &Payment) -> Result<Settlement, BoxError> {
+        let Credential::Transfer(transfer) = payment.credential.as_ref() else {
+            return Err("this payment is no transfer".into());
+        };
+        let chain = self.chain(payment.amount.asset.network())?;
+        let wanted = Wanted::of(&transfer.code);
+        let agreement = chain.agreement(&payment.amount);
+        let facts = Facts::read(chain, wanted.transaction, payment.finality, agreement).await?;
+        let found = facts.found(wanted.transaction, chain.clock.now(), chain.config.head_age_max)?;
+        match found {
+            Found::Mined(mined) => back(payment, &wanted, chain, &facts, &mined),
+            Found::Waiting(transaction) => {
+                self.senders.note(transaction);
+                Err("a reorganisation took the transaction out of its block, and it waits to be mined again".into())
+            }
+            Found::Nowhere => self.gone(payment, chain, &wanted, facts.head.number.to()).await,
+        }
+    }
+
+    /// No source that was asked knows the transaction.
+    async fn gone(&self, payment: &Payment, chain: &Chain, wanted: &Wanted, head: u64) -> Result<Settlement, BoxError> {
+        let block = payment.block.ok_or("this payment has no block that it was ever mined in")?;
+        let until = block.number.saturating_add(chain.config.limits.watch_depth);
+        if head < until {
+            return Err(format!(
+                "the transaction is unknown since a reorganisation; it may come back until block {until}"
+            )
+            .into());
+        }
+        for source in chain.node.each() {
+            let asked = (ask::receipt(wanted.transaction), ask::transaction(wanted.transaction));
+            if !matches!(source.batch(asked).await?, (None, None)) {
+                return Err("some sources know the transaction and others do not".into());
+            }
+        }
+        if let Some((sender, nonce)) = self.senders.of(wanted.transaction)
+            && chain.node.mined_nonce(sender).await? <= nonce
+        {
+            return Err("the transaction is unknown since a reorganisation, and may be sent again any time".into());
+        }
+        Ok(reorganised("a reorganisation took the transfer back, and it cannot come again"))
+    }
+}
+
+/// The transaction is in a block: the one it was in, or another.
+fn back(
+    payment: &Payment,
+    wanted: &Wanted,
+    chain: &Chain,
+    facts: &Facts,
+    mined: &Mined<'_>,
+) -> Result<Settlement, BoxError> {
+    let units = match payment.delivery {
+        Delivery::Credited => payment.amount.units,
+        Delivery::Pending | Delivery::Delivered => payment.amount.units.saturating_add(payment.credit),
+    };
+    let ours = Came { position: payment.proof.transfer_position(), units };
+    let block = mined.receipt.block();
+    let there = mined.arrivals(wanted).is_ok_and(|came| came.contains(&ours));
+    if there {
+        if !facts.is_final(&block, payment.finality)? {
+            return Err(format!("the transaction is mined again, and not yet final by {}", payment.finality).into());
+        }
+        let transaction = farebox_core::TransactionId::new(wanted.transaction.to_string());
+        return Ok(Settlement::Final { transaction, block });
+    }
+    if facts.confirmations(&block) <= chain.config.limits.watch_depth {
+        return Err("the transaction is mined again and does not make this transfer any more".into());
+    }
+    Ok(reorganised("after a reorganisation the transaction does not make this transfer any more"))
+}
+
+fn reorganised(detail: &str) -> Settlement {
+    Settlement::Refused(rejected(code::REORGANISED, detail))
+}
