@@ -42,6 +42,24 @@ const TEST_CHAIN_IDS: &[u64] = &[
     59_141, 80_001, 80_002, 84_532, 421_614, 534_351, 560_048, 763_373, 11_142_220, 11_155_111, 11_155_420,
 ];
 
+/// What the coin that pays for gas is called, by chain id.
+const NATIVE_COINS: &[(&str, &[u64])] = &[
+    ("ETH", &[1, 10, 1_337, 8_453, 31_337, 42_161, 84_532, 421_614, 11_155_111, 11_155_420]),
+    ("POL", &[137, 80_002]),
+    ("AVAX", &[43_113, 43_114]),
+    ("CELO", &[42_220, 44_787, 11_142_220]),
+    ("SEI", &[1_328, 1_329]),
+    ("XDC", &[50, 51]),
+    ("MON", &[143, 10_143]),
+];
+
+/// What the coin of `network` is called, if the network is known.
+#[must_use]
+pub fn known_native(network: &Network) -> Option<&'static str> {
+    let id = network.evm_chain_id()?;
+    NATIVE_COINS.iter().find(|(_, ids)| ids.contains(&id)).map(|(symbol, _)| *symbol)
+}
+
 /// The token called `symbol` on `network`, if it is known.
 #[must_use]
 pub fn known_asset(network: &Network, symbol: &str) -> Option<&'static KnownAsset> {
@@ -64,6 +82,7 @@ mod tests {
         for (i, asset) in KNOWN_ASSETS.iter().enumerate() {
             assert!(parse_address(asset.address).is_ok(), "{}", asset.network);
             assert!(asset.network.parse::<Network>().is_ok());
+            assert!(known_native(&asset.network.parse().unwrap()).is_some(), "{}", asset.network);
             assert!(KNOWN_ASSETS[..i].iter().all(|b| b.network != asset.network));
         }
     }

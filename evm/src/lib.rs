@@ -36,7 +36,7 @@ pub use config::{
 pub use error::ConnectError;
 pub use inspect::{ChainReport, Finding, Severity, inspect};
 pub use key::{EvmKey, KeyError};
-pub use known::{KNOWN_ASSETS, KnownAsset, is_test_network, known_asset};
+pub use known::{KNOWN_ASSETS, KnownAsset, is_test_network, known_asset, known_native};
 pub use node::{SecretText, SourceConfig, SourceKind};
 pub use rail::EvmRail;
 pub use transfer::{TransferParts, TransferRail};
