@@ -1,8 +1,11 @@
 //! The config file: read with every mistake told at once, then resolved into what the rest of the binary works with.
 
+mod chains;
 mod consistency;
 pub(crate) mod literal;
 pub(crate) mod mistake;
+pub(crate) mod money;
+mod rates;
 pub(crate) mod read;
 #[cfg(test)]
 mod reference;
@@ -19,7 +22,10 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-pub(crate) use self::resolve::{Chain, Config, PaidRoute, Route};
+pub(crate) use self::{
+    chains::Chain,
+    resolve::{Config, PaidRoute, Route},
+};
 use self::{
     literal::FileLiteral,
     mistake::{Mistake, Mistakes},

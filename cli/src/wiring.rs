@@ -1,15 +1,17 @@
 //! Who is who: puts ledger, rails and gateway together as the config says.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use farebox_core::{
-    Access, Challenge, Decimal, InstanceId, Offer, Price, Refusal, Resource, Tariff, Timestamp,
-    ports::{Clock, Entropy, Ledger, Rail},
+    Access, Challenge, InstanceId, LiveOffers, Offer, OfferBoard, Refusal, Resource, Tariff, Timestamp,
+    ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail},
 };
-use farebox_evm::{ChainConfig, EvmRail};
+use farebox_evm::{ChainConfig, EvmChains, Rates, TransferParts};
 use farebox_gateway::{Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles};
 use farebox_ledger::{AssetName, SqliteLedger, SqliteOptions};
+use farebox_wire::transfer::{Quoter, TransferTimes};
+use tracing::warn;
 
 use crate::{
     config::{Config, PaidRoute, Route, read::Notes},
@@ -23,6 +25,12 @@ const HEADERS_BYTES_COMMON_MAX: usize = 8 * 1024;
 /// What the other headers of a 402 take, about.
 const OTHER_HEADERS_BYTES: usize = 1024;
 
+/// How old the key that quotes are sealed with may get.
+const QUOTE_KEY_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How often its age is looked at.
+const QUOTE_KEY_LOOKED_AT_EVERY: Duration = Duration::from_secs(3600);
+
 /// One run of the gateway, before it listens.
 pub(crate) struct Shop {
     pub(crate) instance: InstanceId,
@@ -30,6 +38,8 @@ pub(crate) struct Shop {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) ledger: Arc<SqliteLedger>,
     pub(crate) rails: Vec<Arc<dyn Rail>>,
+    /// `None`: transfers are not taken.
+    pub(crate) quoter: Option<Arc<Quoter>>,
 }
 
 /// Where a gateway listens.
@@ -46,34 +56,104 @@ pub(crate) async fn open(config: &Config, ledger: &Path, chains: Vec<ChainConfig
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
     let instance = system::instance(&*entropy);
-    let options = SqliteOptions { instance: instance.clone(), answers_kept_for: config.replay.keep_for };
+    let options = SqliteOptions {
+        instance: instance.clone(),
+        answers_kept_for: config.replay.keep_for,
+        audit_file: config.audit_file.clone(),
+    };
     let ledger = SqliteLedger::open(ledger, options, clock.now())
         .with_context(|| format!("the ledger {} cannot be used", ledger.display()))?;
     let ledger = Arc::new(ledger);
-    let mut rails: Vec<Arc<dyn Rail>> = Vec::new();
-    if !chains.is_empty() {
-        let symbols: BTreeSet<String> =
-            chains.iter().flat_map(|chain| &chain.assets).map(|asset| asset.symbol.clone()).collect();
-        let rail = EvmRail::connect(chains, ledger.clone(), clock.clone()).await?;
-        ledger.name_assets(names(&rail, symbols)).await.context("the ledger could not be told the tokens' names")?;
-        rails.push(Arc::new(rail));
-    }
-    Ok(Shop { instance, clock, entropy, ledger, rails })
+    let quoter = match &config.transfer {
+        Some(times) => Some(Arc::new(quoter(&ledger, &*entropy, times, clock.now()).await?)),
+        None => None,
+    };
+    let rails = if chains.is_empty() {
+        Vec::new()
+    } else {
+        let rates = Rates::start(config.rates.clone(), clock.clone())?;
+        let chains = EvmChains::connect(chains, ledger.clone(), clock.clone(), rates).await?;
+        let names = chains.assets().into_iter();
+        let names = names.map(|(asset, symbol, decimals)| AssetName { asset, symbol, decimals }).collect();
+        ledger.name_assets(names).await.context("the ledger could not be told the tokens' names")?;
+        rails(config, &chains, &ledger, quoter.as_ref())
+    };
+    Ok(Shop { instance, clock, entropy, ledger, rails, quoter })
 }
 
-/// What people call the tokens, for whoever reads the books: the offer for one whole token has its decimals.
-fn names(rail: &dyn Rail, symbols: BTreeSet<String>) -> Vec<AssetName> {
-    let mut names = Vec::new();
-    for symbol in symbols {
-        let one = Price::Token { amount: Decimal::from_units(1, 0), symbol: symbol.clone() };
-        // A token that has no such offer is read in the books as a count of its units.
-        for offer in rail.offers(&one).unwrap_or_default() {
-            if let Some(decimals) = offer.amount.units.checked_ilog10().and_then(|log| u8::try_from(log).ok()) {
-                names.push(AssetName { asset: offer.amount.asset, symbol: symbol.clone(), decimals });
+/// In the order in which they are offered.
+fn rails(
+    config: &Config,
+    chains: &EvmChains,
+    ledger: &Arc<SqliteLedger>,
+    quoter: Option<&Arc<Quoter>>,
+) -> Vec<Arc<dyn Rail>> {
+    let mut rails: Vec<Arc<dyn Rail>> = Vec::new();
+    if let Some(x402) = chains.x402() {
+        rails.push(Arc::new(x402));
+    }
+    if let (Some(quoter), Some(times)) = (quoter, &config.transfer) {
+        let parts = TransferParts { quoter: quoter.clone(), ledger: ledger.clone(), times: times.clone() };
+        rails.push(Arc::new(chains.transfer(parts)));
+    }
+    rails
+}
+
+fn rotation(entropy: &dyn Entropy, times: &TransferTimes) -> QuoteKeyRotation {
+    let mut fresh = [0; 32];
+    entropy.fill(&mut fresh);
+    // A quote sealed with the old key a moment before the change has to live out its time.
+    QuoteKeyRotation { fresh, rotate_after: QUOTE_KEY_AGE_MAX, keep_for: times.claim_within * 2 }
+}
+
+async fn quoter(
+    ledger: &SqliteLedger,
+    entropy: &dyn Entropy,
+    times: &TransferTimes,
+    now: Timestamp,
+) -> anyhow::Result<Quoter> {
+    let keys = ledger.quote_keys(rotation(entropy, times), now).await;
+    Ok(Quoter::new(keys.context("the ledger gave no keys to seal quotes with")?)?)
+}
+
+/// Exchanges the key that quotes are sealed with when it is old, until it is dropped.
+pub(crate) async fn keep_quote_keys_young(shop: QuoteKeys) {
+    loop {
+        tokio::time::sleep(QUOTE_KEY_LOOKED_AT_EVERY).await;
+        let rotation = rotation(&*shop.entropy, &shop.times);
+        match shop.ledger.quote_keys(rotation, shop.clock.now()).await {
+            Ok(keys) => {
+                if let Err(error) = shop.quoter.replace(keys) {
+                    warn!(error = &error as &dyn std::error::Error, "the keys of quotes could not be exchanged");
+                }
+            }
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "the keys of quotes could not be read; trying again")
             }
         }
     }
-    names
+}
+
+/// What the exchange of quote keys works with.
+pub(crate) struct QuoteKeys {
+    quoter: Arc<Quoter>,
+    times: TransferTimes,
+    ledger: Arc<SqliteLedger>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl Shop {
+    /// For [`keep_quote_keys_young`], if transfers are taken.
+    pub(crate) fn quote_keys(&self, config: &Config) -> Option<QuoteKeys> {
+        Some(QuoteKeys {
+            quoter: self.quoter.clone()?,
+            times: config.transfer.clone()?,
+            ledger: self.ledger.clone(),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+        })
+    }
 }
 
 /// Makes every route's tariff and listens.
@@ -94,9 +174,11 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         replay: ReplayLimits { body_bytes_max: usize::try_from(config.replay.body_bytes_max)? },
         admission: config.admission,
         reconciler: config.reconciler,
+        transfer: config.transfer.clone(),
+        reprice_every: config.reprice_every,
     };
-    let Shop { instance, clock, entropy, ledger, rails } = shop;
-    let gateway = Gateway::bind(gateway, Ports { rails, ledger, clock, entropy, instance }).await?;
+    let Shop { instance, clock, entropy, ledger, rails, quoter } = shop;
+    let gateway = Gateway::bind(gateway, Ports { rails, ledger, clock, entropy, instance, quoter }).await?;
     Ok((gateway, accesses))
 }
 
@@ -123,17 +205,22 @@ async fn accesses(config: &Config, shop: &Shop) -> anyhow::Result<Vec<Access>> {
 }
 
 fn offers(key: &str, paid: &PaidRoute, rails: &[Arc<dyn Rail>], notes: &mut Notes) -> Vec<Offer> {
-    let mut offers = Vec::new();
+    let (mut offers, mut unpriced) = (Vec::new(), false);
     for rail in rails.iter().filter(|rail| paid.rails.contains(&rail.name())) {
-        match rail.offers(&paid.price) {
+        match rail.offers(&paid.price, paid.network_fee) {
             Ok(more) => offers.extend(more),
+            // A rate or a fee may be there in a moment: until then the route says 503.
+            Err(error @ OfferError::NoRate { .. }) => {
+                warn!(error = &error as &dyn std::error::Error, "a price cannot be told yet");
+                unpriced = true;
+            }
             Err(error) => {
                 let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
                 notes.wrong::<()>(paid.price_span.clone(), key, format!("{error}{why}"));
             }
         }
     }
-    if offers.is_empty() && !notes.told(key) {
+    if offers.is_empty() && !unpriced && !notes.told(key) {
         notes.wrong::<()>(paid.price_span.clone(), key, format!("nothing configured can be charged {}", paid.price));
     }
     offers
@@ -154,9 +241,13 @@ async fn tariff(
     Ok(Tariff {
         route: route.id.clone(),
         price: paid.price.clone(),
-        offers: offers.into(),
-        earlier_offers: earlier.into(),
-        earlier_until: now.plus(std::time::Duration::from_secs(longest)),
+        network_fee: paid.network_fee,
+        rails: paid.rails.clone(),
+        board: LiveOffers::new(OfferBoard {
+            offers: offers.into(),
+            earlier_offers: earlier.into(),
+            earlier_until: now.plus(Duration::from_secs(longest)),
+        }),
         settle: paid.settle,
         description: paid.description.as_str().into(),
         mime_type: paid.mime_type.as_str().into(),
@@ -172,7 +263,7 @@ pub(crate) fn oversized_headers(config: &Config, route: &Route, tariff: &Tariff)
             description: tariff.description.clone(),
             mime_type: tariff.mime_type.clone(),
         },
-        offers: tariff.offers.clone(),
+        offers: tariff.board.now().offers.clone(),
         refusal: Refusal::payment("payment_required", ""),
     };
     let bytes = farebox_wire::x402::encode_payment_required(&challenge).len() + OTHER_HEADERS_BYTES;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use axum::{Json, Router, extract::Query, routing::get};
 use farebox_agent::{Agent, Charge, Journal};
 use farebox_core::{
-    Credential, Decimal, EvmAddress,
+    Decimal, EvmAddress,
     ports::{Clock as _, Entropy as _, Wallet as _},
 };
 use farebox_devchain::{Address, DevChain, DevChainConfig, TokenConfig, U256};
@@ -114,7 +114,7 @@ async fn unpaid_and_paid(town: &Town) -> anyhow::Result<Paid> {
     ))?;
 
     say("\n2. The payment\n")?;
-    let Credential::X402(credential) = town.wallet.authorize(offer, SystemClock.now()).await?;
+    let credential = town.wallet.authorize(offer, SystemClock.now()).await?;
     say(&format!(
         "   signed   an EIP-3009 authorization: {} USDC from {} to {}, nonce {}\n   sent     the same request with the header PAYMENT-SIGNATURE\n",
         tokens(credential.authorization.value),

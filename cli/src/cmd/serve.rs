@@ -44,6 +44,9 @@ async fn serve(config: &Config, chains: Vec<ChainConfig>) -> anyhow::Result<()> 
     let start = async {
         let shop = wiring::open(config, &config.ledger, chains).await?;
         tell_chains(config);
+        if let Some(keys) = shop.quote_keys(config) {
+            tokio::spawn(wiring::keep_quote_keys_young(keys));
+        }
         let listening = Listening { addresses: config.listen.clone(), tls: config.tls.clone() };
         wiring::bind(config, shop, listening).await
     };
@@ -73,7 +76,7 @@ fn tell_chains(config: &Config) {
     for chain in &config.chains {
         let assets: Vec<&str> = chain.assets.iter().map(|asset| asset.symbol.as_str()).collect();
         let (network, assets) = (&chain.network, assets.join(", "));
-        info!(%network, %assets, confirmations = chain.confirmations, pay_to = %chain.pay_to.get_ref(), "chain");
+        info!(%network, %assets, sources = chain.sources.len(), pay_to = %chain.pay_to.get_ref(), "chain");
         if is_test_network(network) && config.routes.iter().any(|route| route.paid.is_some()) {
             warn!(%network, "this is a test network: what is paid here is worth nothing");
         }
@@ -86,7 +89,7 @@ fn tell_routes(config: &Config, accesses: &[Access]) {
         match access {
             Access::Free => info!(route = %id, %upstream, price = "free", "route"),
             Access::Paid(tariff) => {
-                info!(route = %id, %upstream, price = %tariff.price, offers = tariff.offers.len(), "route");
+                info!(route = %id, %upstream, price = %tariff.price, offers = tariff.board.now().offers.len(), "route");
                 if let Some(bytes) = wiring::oversized_headers(config, route, tariff) {
                     warn!(route = %id, bytes, "the 402's headers are larger than the 8 KiB that many proxies pass on; offer fewer tokens or a shorter description");
                 }

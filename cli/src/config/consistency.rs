@@ -2,13 +2,14 @@
 
 use std::{ops::Range, time::Duration};
 
-use farebox_core::{Access, Price, SettleWhen, Untrusted};
-use farebox_evm::{Pegged, is_test_network};
+use farebox_core::{Access, Price, RailName, SettleWhen, Untrusted};
+use farebox_evm::{NativeRole, Pegged, RateConfig, RateSource, is_test_network};
 use farebox_gateway::{AdmissionLimits, RouteTable, RouteTableError};
 
 use super::{
-    read::Notes,
-    resolve::{Chain, Route},
+    chains::Chain,
+    read::{Located, Notes},
+    resolve::Route,
     values::ms_text,
 };
 
@@ -39,10 +40,10 @@ pub(super) fn note_conflicts(routes: &[Route], notes: &mut Notes) {
 }
 
 /// Notes every paid route that cannot be paid as it says, and a shop that would take worthless money for real.
-pub(super) fn note_unpayable(chains: &[Chain], routes: &[Route], notes: &mut Notes) {
+pub(super) fn note_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], routes: &[Route], notes: &mut Notes) {
     let paid = || routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?)));
     for (index, route) in paid() {
-        if let Some(what) = why_unpayable(chains, &route.price) {
+        if let Some(what) = why_unpayable(chains, rates, &route.price) {
             notes.wrong::<()>(route.price_span.clone(), format!("route[{index}].price"), what);
         }
     }
@@ -57,22 +58,65 @@ pub(super) fn note_unpayable(chains: &[Chain], routes: &[Route], notes: &mut Not
     }
 }
 
-fn why_unpayable(chains: &[Chain], price: &Price) -> Option<String> {
+fn why_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], price: &Price) -> Option<String> {
     if chains.is_empty() {
         return Some(format!("nothing can be paid {price} with: there is no [[chain]]"));
     }
     match price {
         Price::Usd(_) => {
-            let lacking =
-                chains.iter().find(|chain| !chain.assets.iter().any(|asset| asset.pegged == Pegged::UsDollar))?;
+            let dollars = |chain: &&Chain| chain.assets.iter().any(|asset| asset.pegged == Pegged::UsDollar);
+            let rated = |chain: &Chain| {
+                let native = chain.native.as_ref().filter(|native| native.role == NativeRole::Payment);
+                let symbols = chain.assets.iter().map(|asset| &asset.symbol).chain(native.map(|native| &native.symbol));
+                symbols.into_iter().any(|symbol| rates.iter().any(|rate| rate.get_ref().symbol == *symbol))
+            };
+            let lacking = chains.iter().find(|chain| !dollars(chain) && !rated(chain))?;
             Some(format!(
-                "the chain {} has no dollar token to charge {price} in; its assets need one with dollar = true",
+                "the chain {} has no dollar token to charge {price} in; its assets need one with dollar = true, or a [[rate]]",
                 lacking.network
             ))
         }
         Price::Token { symbol, .. } => {
-            let has = chains.iter().any(|chain| chain.assets.iter().any(|asset| asset.symbol == *symbol));
+            let native = |chain: &Chain| {
+                let native = chain.native.as_ref();
+                native.is_some_and(|native| native.role == NativeRole::Payment && native.symbol == *symbol)
+            };
+            let has =
+                chains.iter().any(|chain| native(chain) || chain.assets.iter().any(|asset| asset.symbol == *symbol));
             (!has).then(|| format!("no chain has a token called {symbol}, so nothing can be charged {price}"))
+        }
+    }
+}
+
+/// Notes rails that a route names and the config has no parts for, and chains that no rail can use.
+pub(super) fn note_unconfigured_rails(configured: &[RailName], chains: &[Chain], routes: &[Route], notes: &mut Notes) {
+    let lacks = |rail: &RailName| match rail {
+        RailName::X402 => "no [[chain]] has a relayer to settle x402 payments with",
+        RailName::Transfer => "transfers need a [transfer] table and a public_url",
+    };
+    for (index, route) in routes.iter().enumerate() {
+        let Some(paid) = &route.paid else { continue };
+        for rail in paid.rails.iter().filter(|rail| !configured.contains(rail)) {
+            notes.wrong::<()>(route.span.clone(), format!("route[{index}].rails"), lacks(rail));
+        }
+    }
+    if configured.contains(&RailName::Transfer) {
+        return;
+    }
+    for (index, chain) in chains.iter().enumerate().filter(|(_, chain)| chain.relayer.is_none()) {
+        let what = "this chain has no relayer, which x402 needs, and transfers are not taken: nothing can be paid here";
+        let hint = "add relayer = { key = \"${FAREBOX_RELAYER_KEY}\" }, or a [transfer] table";
+        notes.wrong_hint::<()>(chain.span.clone(), format!("chain[{index}].relayer"), what, hint);
+    }
+}
+
+/// Notes rates that are read on a chain the config does not have.
+pub(super) fn note_strange_rates(chains: &[Chain], rates: &[Located<RateConfig>], notes: &mut Notes) {
+    for (index, rate) in rates.iter().enumerate() {
+        let RateSource::Chainlink { network, .. } = &rate.get_ref().source else { continue };
+        if !chains.iter().any(|chain| chain.network == *network) {
+            let what = format!("the rate is read on {network}, and no [[chain]] is that network");
+            notes.wrong::<()>(rate.span(), format!("rate[{index}].chainlink.network"), what);
         }
     }
 }

@@ -11,10 +11,14 @@ use super::{
         Absent::{Default, Means, Refused},
         keys,
     },
-    secret::{RpcTemplate, SecretRef},
+    money::{
+        Confirmations, FinalityLiteral, NetworkFeeLiteral, Percent, PricingLiteral, QuorumLiteral, RateLiteral, RpcSource,
+        TransferLiteral,
+    },
+    secret::SecretRef,
     values::{
         AssetLiteral, Bytes, Count, FilePath, Gwei, LogFormat, Many, Match, Millis, NativeCoins, OneOrMany, PayTo,
-        PublicUrl, Tables,
+        PublicUrl, Symbol, Tables,
     },
 };
 
@@ -46,6 +50,14 @@ keys! {
         "reconciler" reconciler: ReconcilerLiteral, Default("{}");
         /// What is logged, to standard error.
         "log" log: LogLiteral, Default("{}");
+        /// Where the audit log is also written, as JSON lines.
+        "audit_file" audit_file: FilePath, Means("it is in the ledger alone: `farebox audit export`");
+        /// Transfers claimed by their hash.
+        "transfer" transfer: TransferLiteral, Means("transfers are not taken");
+        /// How prices follow rates and network fees.
+        "pricing" pricing: PricingLiteral, Default("{}");
+        /// What coins and tokens are worth in dollars.
+        "rate" rate: Tables<RateLiteral, 64>, Default("[]");
         /// Networks to be paid on; at least one if a route has a price.
         "chain" chain: Tables<ChainLiteral, 32>, Default("[]");
         /// What is sold, and what is given away. What no route names is answered 404.
@@ -132,6 +144,8 @@ keys! {
         "lease" lease: Millis<10_000, 86_400_000>, Default("\"10m\"");
         /// How many payments of one payer may be claimed and not yet settled. Each may cost an upstream call, and the gas of a transaction that reverts because the payer's balance is gone.
         "unsettled_per_payer_max" unsettled_per_payer_max: Count<1, 100_000>, Default("32");
+        /// How many questions to a chain one caller's address may cause a minute by naming transactions and wallets that nobody has vouched for.
+        "lookups_per_minute" lookups_per_minute: Count<1, 1_000_000>, Default("120");
         /// How much longer than its upstream may take an authorization must live, for the settlement that follows.
         "settle_margin" settle_margin: Millis<1_000, 600_000>, Default("\"5s\"");
         /// How long the body of an answer that is small enough to be kept may take; after that the payment is not charged.
@@ -166,16 +180,24 @@ keys! {
     ChainLiteral = "[[chain]]" {
         /// The network.
         "network" network: Network, Refused;
-        /// Its nodes, in order of preference.
-        "rpc" rpc: OneOrMany<RpcTemplate, 16>, Refused;
-        /// Tokens to be paid in, in order of preference.
+        /// Its sources, in order of preference: nodes by URL, block explorers as `{ url = "..", kind = "explorer", key = "${NAME}" }`.
+        "rpc" rpc: OneOrMany<RpcSource, 16>, Refused;
+        /// How many of them must agree before a payment above an amount is believed.
+        "quorum" quorum: QuorumLiteral, Means("one source is believed");
+        /// A source whose newest block is older than this cannot say that a transaction does not exist.
+        "head_age_max" head_age_max: Millis<5_000, 86_400_000>, Default("\"2m\"");
+        /// What rates and prices call the network's own coin.
+        "native" native: Symbol, Means("its name if the network is a known one, else none");
+        /// Tokens to be paid in, in order of preference; `"native"` is the network's own coin, by transfer only.
         "assets" assets: Many<AssetLiteral, 1, 32>, Refused;
         /// The account that is paid.
         "pay_to" pay_to: PayTo, Refused;
         /// The key that sends the settling transactions and pays their gas. It never holds revenue.
-        "relayer" relayer: RelayerLiteral, Refused;
-        /// Blocks that make a settlement final: 1 is the block it is in.
-        "confirmations" confirmations: Count<1, 1_000>, Default("1");
+        "relayer" relayer: RelayerLiteral, Means("x402 is not offered here, transfers alone");
+        /// What makes a payment final: blocks, of which 1 is the block it is in; `"safe"` or `"finalized"`; or tiers by amount.
+        "confirmations" confirmations: Confirmations, Default("1");
+        /// What a payer must wait for of whom a reorganisation has undone a payment.
+        "confirmations_marked" confirmations_marked: FinalityLiteral, Default("64");
         /// How long a request waits for its settlement; after that the payment is in doubt and looked into in the background.
         "settle_timeout" settle_timeout: Millis<1_000, 600_000>, Default("\"30s\"");
         /// The bill's `maxTimeoutSeconds`: how long a payer's authorization lives.
@@ -227,7 +249,11 @@ keys! {
         /// The route costs nothing.
         "free" free: bool, Means("the route must have a price");
         /// Ways to pay.
-        "rails" rails: Many<RailName, 1, 1>, Means("all that are configured");
+        "rails" rails: Many<RailName, 1, 2>, Means("all that are configured");
+        /// What the settlement's gas has to do with the price, where we pay it (x402).
+        "network_fee" network_fee: NetworkFeeLiteral, Means("the seller bears it");
+        /// The most that the network's fee may be of what is charged; an offer over it is not made.
+        "max_fee_share" max_fee_share: Percent, Means("any; `farebox check` warns of one above 100%");
         /// When the money moves: after the upstream's head and before ours, so that an answer of 400 or more is not charged, or before the upstream is called.
         "settle" settle: SettleWhen, Default("\"before_response\"");
         /// What the bill says is sold.

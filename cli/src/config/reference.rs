@@ -7,6 +7,10 @@ use super::{
         AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral, ReplayLiteral,
         RouteLiteral, ServerLiteral, TlsLiteral, UpstreamLiteral,
     },
+    money::{
+        ChainlinkLiteral, HttpRateLiteral, NetworkFeeLiteral, PricingLiteral, QuorumLiteral, RateLiteral, SourceLiteral,
+        TierLiteral, TransferLiteral,
+    },
     read::{Absent, Keys},
     values::TokenLiteral,
 };
@@ -53,7 +57,16 @@ fn page() -> String {
     section::<ChainLiteral>(&mut page);
     section::<TokenLiteral>(&mut page);
     section::<RelayerLiteral>(&mut page);
+    section::<SourceLiteral>(&mut page);
+    section::<QuorumLiteral>(&mut page);
+    section::<TierLiteral>(&mut page);
+    section::<TransferLiteral>(&mut page);
+    section::<PricingLiteral>(&mut page);
+    section::<RateLiteral>(&mut page);
+    section::<ChainlinkLiteral>(&mut page);
+    section::<HttpRateLiteral>(&mut page);
     section::<RouteLiteral>(&mut page);
+    section::<NetworkFeeLiteral>(&mut page);
     page
 }
 
@@ -96,4 +109,10 @@ fn every_default_can_be_read() {
     check::<ChainLiteral>();
     check::<TokenLiteral>();
     check::<RouteLiteral>();
+    check::<SourceLiteral>();
+    check::<QuorumLiteral>();
+    check::<TransferLiteral>();
+    check::<PricingLiteral>();
+    check::<RateLiteral>();
+    check::<NetworkFeeLiteral>();
 }

@@ -8,23 +8,27 @@ use std::{
     time::Duration,
 };
 
-use farebox_core::{Access, Network, Price, RailName, RouteId, SettleWhen, Untrusted};
-use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmKey, KNOWN_ASSETS, Pegged, RpcUrl};
+use farebox_core::{Access, FeeTerms, Price, RailName, RouteId, SettleWhen, Untrusted};
+use farebox_evm::{ChainConfig, RateConfig};
 use farebox_gateway::{AdmissionLimits, Limits, ReconcilerLimits, TlsFiles, UpstreamConfig, UpstreamUrl};
+use farebox_wire::transfer::TransferTimes;
 use ipnet::IpNet;
 use toml::Spanned;
 use url::Url;
 
 use super::{
+    chains::{self, Chain},
     consistency,
     literal::{
-        AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral, ReplayLiteral,
-        RouteLiteral, ServerLiteral, Timeout, TlsLiteral, UpstreamLiteral,
+        AdmissionLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, ReplayLiteral, RouteLiteral, ServerLiteral,
+        Timeout, TlsLiteral, UpstreamLiteral,
     },
     mistake::Mistakes,
+    money::TransferLiteral,
+    rates,
     read::{Located, Notes},
-    secret::{Environment, RpcTemplate, SecretRef},
-    values::{AssetLiteral, FilePath, LogFormat, Match, PayTo, Symbol},
+    secret::Environment,
+    values::{LogFormat, Match},
 };
 
 /// A config without mistakes. Paths are absolute or relative to where the process started.
@@ -43,6 +47,13 @@ pub(crate) struct Config {
     pub(crate) admission: AdmissionLimits,
     pub(crate) reconciler: ReconcilerLimits,
     pub(crate) log: Log,
+    /// Where the audit log is also written.
+    pub(crate) audit_file: Option<PathBuf>,
+    /// `None`: transfers are not taken.
+    pub(crate) transfer: Option<TransferTimes>,
+    /// How often prices are made again.
+    pub(crate) reprice_every: Duration,
+    pub(crate) rates: Vec<RateConfig>,
     pub(crate) chains: Vec<Chain>,
     pub(crate) routes: Vec<Route>,
 }
@@ -73,25 +84,6 @@ pub(crate) struct Log {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Chain {
-    /// Of its `[[chain]]`.
-    pub(crate) span: Range<usize>,
-    pub(crate) network: Network,
-    pub(crate) rpc: Vec<Located<RpcTemplate>>,
-    pub(crate) assets: Vec<AssetConfig>,
-    pub(crate) pay_to: Located<PayTo>,
-    pub(crate) relayer: Located<Relayer>,
-    pub(crate) confirmations: u64,
-    pub(crate) limits: ChainLimits,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Relayer {
-    Key(Located<SecretRef>),
-    Keystore { path: PathBuf, password: Located<SecretRef> },
-}
-
-#[derive(Clone, Debug)]
 pub(crate) struct Route {
     /// Of its `match`.
     pub(crate) span: Range<usize>,
@@ -109,6 +101,7 @@ pub(crate) struct PaidRoute {
     pub(crate) price: Price,
     pub(crate) price_span: Range<usize>,
     pub(crate) rails: Vec<RailName>,
+    pub(crate) network_fee: FeeTerms,
     pub(crate) settle: SettleWhen,
     pub(crate) description: String,
     pub(crate) mime_type: String,
@@ -125,7 +118,7 @@ impl Config {
             .chains
             .iter()
             .enumerate()
-            .map(|(index, chain)| with_secrets(index, chain, self.dir(), env, &mut notes))
+            .map(|(index, chain)| chain.with_secrets(index, self.dir(), env, &mut notes))
             .collect();
         match fetched.into_iter().collect() {
             Some(all) if notes.list.is_empty() => Ok(all),
@@ -157,47 +150,6 @@ impl Route {
     }
 }
 
-fn with_secrets(
-    index: usize,
-    chain: &Chain,
-    dir: &Path,
-    env: Environment<'_>,
-    notes: &mut Notes,
-) -> Option<ChainConfig> {
-    let key = |name: &str| format!("chain[{index}].{name}");
-    let mut noted =
-        |fetched: Result<_, String>, span| fetched.map_or_else(|why| notes.wrong(span, key("rpc"), why), Some);
-    let rpc: Vec<Option<RpcUrl>> = chain.rpc.iter().map(|rpc| noted(rpc.get_ref().fetch(env), rpc.span())).collect();
-    let pay_to = chain.pay_to.get_ref().fetch(env);
-    let pay_to = pay_to.map_or_else(|why| notes.wrong(chain.pay_to.span(), key("pay_to"), why), Some);
-    let relayer = relayer_key(chain.relayer.get_ref(), dir, env).map_or_else(
-        |(span, why)| notes.wrong(span.unwrap_or_else(|| chain.relayer.span()), key("relayer"), why),
-        Some,
-    );
-    Some(ChainConfig {
-        network: chain.network.clone(),
-        rpc: rpc.into_iter().collect::<Option<_>>()?,
-        confirmations: chain.confirmations,
-        assets: chain.assets.clone(),
-        pay_to: pay_to?,
-        relayer: relayer?,
-        limits: chain.limits.clone(),
-    })
-}
-
-/// The key, or why there is none, with the place of the reference to blame if it is not the relayer as a whole.
-fn relayer_key(relayer: &Relayer, dir: &Path, env: Environment<'_>) -> Result<EvmKey, (Option<Range<usize>>, String)> {
-    let fetch =
-        |secret: &Located<SecretRef>| secret.get_ref().fetch(dir, env).map_err(|why| (Some(secret.span()), why));
-    match relayer {
-        Relayer::Key(reference) => EvmKey::from_hex(&fetch(reference)?)
-            .map_err(|error| (Some(reference.span()), format!("{}: {error}", reference.get_ref()))),
-        Relayer::Keystore { path, password } => {
-            EvmKey::from_keystore(path, &fetch(password)?).map_err(|error| (None, error.to_string()))
-        }
-    }
-}
-
 /// The folder that relative paths start from.
 fn dir_of(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new(""))
@@ -208,14 +160,28 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
     let dir = dir_of(path);
     let upstream = value(file.upstream);
     let server = value(file.server);
-    let chains = chains(value(file.chain), dir, notes);
-    let routes = routes(value(file.route), upstream.as_ref(), dir, notes);
+    let chains = chains::chains(value(file.chain), dir, notes);
+    let rates = rates::rates(value(file.rate), notes);
+    let public_url = value(file.public_url).map(|url| url.0);
+    let told_transfer = notes.list.iter().any(|mistake| mistake.key.starts_with("transfer"));
+    let transfer = match file.transfer {
+        None if told_transfer => None,
+        None => Some(None),
+        Some(transfer) => resolve_transfer(transfer, public_url.is_some(), notes).map(Some),
+    };
+    let configured = configured_rails(chains.as_deref(), transfer.as_ref());
+    let routes = routes(value(file.route), upstream.as_ref(), &configured, dir, notes);
     if let Some(routes) = &routes {
         consistency::note_conflicts(routes, notes);
     }
-    if let (Some(chains), Some(routes)) = (&chains, &routes) {
-        consistency::note_unpayable(chains, routes, notes);
+    if let (Some(chains), Some(rates), Some(routes)) = (&chains, &rates, &routes) {
+        consistency::note_unpayable(chains, rates, routes, notes);
+        consistency::note_unconfigured_rails(&configured, chains, routes, notes);
     }
+    if let (Some(chains), Some(rates)) = (&chains, &rates) {
+        consistency::note_strange_rates(chains, rates, notes);
+    }
+    let rates = rates.map(|rates| rates.into_iter().map(Spanned::into_inner).collect());
     let admission = value(file.admission).and_then(|literal| {
         let span = literal.lease.as_ref()?.span();
         let limits = resolve_admission(literal)?;
@@ -229,7 +195,7 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
     Some(Config {
         source: Source { path: path.to_owned(), text: text.to_owned() },
         listen: listen?,
-        public_url: value(file.public_url).map(|url| url.0),
+        public_url,
         ledger: dir.join(value(file.ledger)?.0),
         trusted_proxies: value(file.trusted_proxies)?.0.into_iter().map(Spanned::into_inner).collect(),
         tls: match value(file.tls) {
@@ -242,12 +208,16 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
         admission: admission?,
         reconciler: resolve_reconciler(value(file.reconciler)?)?,
         log: resolve_log(value(file.log)?)?,
+        audit_file: value(file.audit_file).map(|path| dir.join(path.0)),
+        transfer: transfer?,
+        reprice_every: value(value(file.pricing)?.refresh)?.0,
+        rates: rates?,
         chains: chains?,
         routes: routes?,
     })
 }
 
-fn value<T>(located: Option<Located<T>>) -> Option<T> {
+pub(super) fn value<T>(located: Option<Located<T>>) -> Option<T> {
     located.map(Spanned::into_inner)
 }
 
@@ -290,6 +260,7 @@ fn resolve_admission(admission: AdmissionLiteral) -> Option<AdmissionLimits> {
         busy_wait: value(admission.busy_wait)?.0,
         lease: value(admission.lease)?.0,
         unsettled_per_payer_max: usize::try_from(value(admission.unsettled_per_payer_max)?.0).ok()?,
+        lookups_per_minute: u32::try_from(value(admission.lookups_per_minute)?.0).ok()?,
         settle_margin: value(admission.settle_margin)?.0,
         answer_timeout: value(admission.answer_timeout)?.0,
     })
@@ -303,150 +274,44 @@ fn resolve_reconciler(reconciler: ReconcilerLiteral) -> Option<ReconcilerLimits>
     })
 }
 
+/// Quotes live as the table says, and name the public URL, never the Host that a caller sends.
+fn resolve_transfer(
+    transfer: Located<TransferLiteral>,
+    has_public_url: bool,
+    notes: &mut Notes,
+) -> Option<TransferTimes> {
+    let span = transfer.span();
+    let transfer = transfer.into_inner();
+    if !has_public_url {
+        let what = "a quote names the URL that callers know, and the config does not say it";
+        return notes.wrong_hint(span, "transfer", what, "add public_url = \"https://api.example\" at the top");
+    }
+    let times = TransferTimes { pay_within: value(transfer.pay_within)?.0, claim_within: value(transfer.claim_within)?.0 };
+    if times.claim_within <= times.pay_within {
+        let what = "claim_within must be longer than pay_within, or what was paid in time could come too late to be claimed";
+        return notes.wrong(span, "transfer.claim_within", what);
+    }
+    Some(times)
+}
+
+/// The rails that the config has all parts of, in the order in which they are offered.
+fn configured_rails(chains: Option<&[Chain]>, transfer: Option<&Option<TransferTimes>>) -> Vec<RailName> {
+    let x402 = chains.is_none_or(|chains| chains.iter().any(|chain| chain.relayer.is_some()));
+    let transfer = transfer.is_none_or(Option::is_some);
+    [(x402, RailName::X402), (transfer, RailName::Transfer)]
+        .into_iter()
+        .filter_map(|(configured, rail)| configured.then_some(rail))
+        .collect()
+}
+
 fn resolve_log(log: LogLiteral) -> Option<Log> {
     Some(Log { format: value(log.format)?, level: value(log.level)? })
-}
-
-fn chains(
-    tables: Option<super::values::Tables<ChainLiteral, 32>>,
-    dir: &Path,
-    notes: &mut Notes,
-) -> Option<Vec<Chain>> {
-    let tables = tables?.0;
-    let mut networks: HashMap<Network, usize> = HashMap::new();
-    for (index, chain) in tables.iter().enumerate() {
-        let Some(network) = &chain.get_ref().network else { continue };
-        if let Some(first) = networks.insert(network.get_ref().clone(), index) {
-            let what = format!("the network {} stands here twice; chain[{first}] has it", network.get_ref());
-            notes.wrong::<()>(network.span(), format!("chain[{index}].network"), what);
-        }
-    }
-    let resolved: Vec<Option<Chain>> =
-        tables.into_iter().enumerate().map(|(index, chain)| resolve_chain(index, chain, dir, notes)).collect();
-    resolved.into_iter().collect()
-}
-
-fn resolve_chain(index: usize, chain: Located<ChainLiteral>, dir: &Path, notes: &mut Notes) -> Option<Chain> {
-    let (span, chain) = (chain.span(), chain.into_inner());
-    let network = value(chain.network);
-    let assets = match (&network, value(chain.assets)) {
-        (Some(network), Some(list)) => assets(index, network, list.0, notes),
-        _ => None,
-    };
-    let relayer_span = chain.relayer.as_ref().map(Spanned::span);
-    let relayer = chain.relayer.and_then(|relayer| resolve_relayer(index, relayer, dir, notes));
-    Some(Chain {
-        span,
-        network: network?,
-        rpc: value(chain.rpc)?.0,
-        assets: assets?,
-        pay_to: chain.pay_to?,
-        relayer: Located::new(relayer_span?, relayer?),
-        confirmations: value(chain.confirmations)?.0,
-        limits: ChainLimits {
-            settle_timeout: value(chain.settle_timeout)?.0,
-            rpc_timeout: value(chain.rpc_timeout)?.0,
-            gas_limit_max: value(chain.gas_limit_max)?.0,
-            fee_per_gas_max: value(chain.fee_gwei_max)?.0,
-            gas_per_day_max: value(chain.gas_per_day_max)?.0,
-            // Rounded down, to the payer's loss by less than a second: the wire has whole seconds.
-            max_timeout_s: value(chain.max_timeout)?.0.as_secs(),
-            watch_depth: value(chain.watch_depth)?.0,
-            in_flight_max: usize::try_from(value(chain.in_flight_max)?.0).ok()?,
-            lane_queue_max: usize::try_from(value(chain.lane_queue_max)?.0).ok()?,
-            lane_wait: value(chain.lane_wait)?.0,
-            bump_after: value(chain.bump_after)?.0,
-            ..ChainLimits::default()
-        },
-    })
-}
-
-fn assets(
-    chain: usize,
-    network: &Network,
-    list: Vec<Located<AssetLiteral>>,
-    notes: &mut Notes,
-) -> Option<Vec<AssetConfig>> {
-    let mut resolved: Vec<AssetConfig> = Vec::new();
-    let mut complete = true;
-    for (index, literal) in list.into_iter().enumerate() {
-        let (span, key) = (literal.span(), format!("chain[{chain}].assets[{index}]"));
-        let asset = match literal.into_inner() {
-            AssetLiteral::Known(symbol) => known_asset(network, &symbol, span.clone(), &key, notes),
-            AssetLiteral::Token(token) => {
-                token.address.zip(token.symbol).zip(token.dollar).map(|((a, s), d)| AssetConfig {
-                    address: a.into_inner().0,
-                    symbol: s.into_inner().0,
-                    pegged: if d.into_inner() { Pegged::UsDollar } else { Pegged::No },
-                })
-            }
-        };
-        let Some(asset) = asset else {
-            complete = false;
-            continue;
-        };
-        if resolved.iter().any(|other| other.address == asset.address || other.symbol == asset.symbol) {
-            notes.wrong::<()>(
-                span,
-                key,
-                format!("the token {} stands here twice, by symbol or by address", asset.symbol),
-            );
-        }
-        resolved.push(asset);
-    }
-    complete.then_some(resolved)
-}
-
-fn known_asset(
-    network: &Network,
-    symbol: &Symbol,
-    span: Range<usize>,
-    key: &str,
-    notes: &mut Notes,
-) -> Option<AssetConfig> {
-    let known = farebox_evm::known_asset(network, &symbol.0);
-    // The table's addresses are tested where it stands.
-    if let Some(address) = known.and_then(|known| known.address.parse().ok()) {
-        return Some(AssetConfig { address, symbol: symbol.0.clone(), pegged: Pegged::UsDollar });
-    }
-    let there: Vec<&str> =
-        KNOWN_ASSETS.iter().filter(|known| known.network == network.as_str()).map(|known| known.symbol).collect();
-    let what = format!("no token called {} is known on {network}", Untrusted::new(symbol.0.as_str()));
-    let hint =
-        "write { address = \"0x..\", symbol = \"..\", dollar = true }, dollar only if one token is one US dollar";
-    let hint = if there.is_empty() { hint.to_owned() } else { format!("known there: {}; or {hint}", there.join(", ")) };
-    notes.wrong_hint(span, key, what, hint)
-}
-
-fn resolve_relayer(chain: usize, relayer: Located<RelayerLiteral>, dir: &Path, notes: &mut Notes) -> Option<Relayer> {
-    let at = format!("chain[{chain}].relayer");
-    let (span, relayer) = (relayer.span(), relayer.into_inner());
-    match (relayer.key, relayer.keystore, relayer.password) {
-        (Some(key), None, None) => Some(Relayer::Key(key)),
-        (None, Some(keystore), Some(password)) => {
-            let FilePath(path) = keystore.into_inner();
-            Some(Relayer::Keystore { path: dir.join(path), password })
-        }
-        (None, Some(_), None) if !notes.told(&format!("{at}.password")) => notes.wrong_hint(
-            span,
-            at,
-            "a keystore needs its password",
-            "write { keystore = \"relayer.json\", password = \"${FAREBOX_RELAYER_PASSWORD}\" }",
-        ),
-        // A wrong one of them leaves a hole here.
-        _ if ["key", "keystore", "password"].iter().any(|key| notes.told(&format!("{at}.{key}"))) => None,
-        _ => notes.wrong_hint(
-            span,
-            at,
-            "expected either a key, or a keystore and its password",
-            "write { key = \"${FAREBOX_RELAYER_KEY}\" }",
-        ),
-    }
 }
 
 fn routes(
     tables: Option<super::values::Tables<RouteLiteral, 10_000>>,
     upstream: Option<&UpstreamLiteral>,
+    rails: &[RailName],
     dir: &Path,
     notes: &mut Notes,
 ) -> Option<Vec<Route>> {
@@ -460,7 +325,7 @@ fn routes(
         .enumerate()
         .map(|(index, route)| {
             note_second_id(index, route.get_ref(), &mut ids, notes);
-            resolve_route(index, route, upstream, dir, notes)
+            resolve_route(index, route, upstream, rails, dir, notes)
         })
         .collect();
     resolved.into_iter().collect()
@@ -482,6 +347,7 @@ fn resolve_route(
     index: usize,
     route: Located<RouteLiteral>,
     upstream: Option<&UpstreamLiteral>,
+    rails: &[RailName],
     dir: &Path,
     notes: &mut Notes,
 ) -> Option<Route> {
@@ -493,7 +359,7 @@ fn resolve_route(
             notes.wrong_hint(price.span(), format!("route[{index}].price"), what, "take out `price` or `free`")
         }
         (None, true) => Some(None),
-        (Some(_), false) => resolve_paid(&route).map(Some),
+        (Some(_), false) => resolve_paid(&route, rails).map(Some),
         // A price that could not be read, or its key.
         (None, false) if notes.told(&format!("route[{index}].price")) => None,
         (None, false) => notes.wrong_hint(
@@ -540,15 +406,25 @@ fn resolve_upstream(
     })
 }
 
-fn resolve_paid(route: &RouteLiteral) -> Option<PaidRoute> {
+fn resolve_paid(route: &RouteLiteral, configured: &[RailName]) -> Option<PaidRoute> {
     let price = route.price.as_ref()?;
     let text = |text: &Option<Located<String>>| text.as_ref().map(|text| text.get_ref().clone()).unwrap_or_default();
     Some(PaidRoute {
         price: price.get_ref().clone(),
         price_span: price.span(),
         rails: match &route.rails {
-            None => vec![RailName::X402],
+            None => configured.to_vec(),
             Some(rails) => rails.get_ref().0.iter().map(|rail| *rail.get_ref()).collect(),
+        },
+        network_fee: FeeTerms {
+            added_with_buffer_percent: match &route.network_fee {
+                None => None,
+                Some(fee) => {
+                    let fee = fee.get_ref();
+                    fee.include.as_ref()?.get_ref().then_some(fee.buffer.as_ref()?.get_ref().0)
+                }
+            },
+            share_percent_max: route.max_fee_share.as_ref().map(|share| share.get_ref().0),
         },
         settle: *route.settle.as_ref()?.get_ref(),
         description: text(&route.description),

@@ -211,6 +211,8 @@ macro_rules! parsed {
     };
 }
 
+pub(crate) use parsed;
+
 parsed!(SocketAddr, "an address and port such as \"127.0.0.1:8402\"", |text| text.parse().map_err(|_| None));
 parsed!(IpNet, "a network such as \"10.0.0.0/8\" or an address such as \"::1\"", |text| {
     text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(|_| None)
@@ -372,6 +374,8 @@ macro_rules! words {
     };
 }
 
+pub(crate) use words;
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
@@ -388,7 +392,7 @@ words!(
 );
 words!(SettleWhen, "before_response" => Self::BeforeResponse, "before_upstream" => Self::BeforeUpstream);
 words!(UpstreamHost, "upstream" => Self::Upstream, "preserve" => Self::Preserve);
-words!(RailName, "x402" => Self::X402);
+words!(RailName, "x402" => Self::X402, "transfer" => Self::Transfer);
 
 keys! {
     /// A token by its contract. Its name, version and decimals are read from the chain.
@@ -411,9 +415,11 @@ parsed!(Symbol, "a symbol of 1 to 16 letters, digits and points, such as \"USDC\
     if ok { Ok(Self(text.to_owned())) } else { Err(None) }
 });
 
-/// A known token by its symbol, or any by its contract.
+/// The network's own coin, a known token by its symbol, or any by its contract.
 #[derive(Clone, Debug)]
 pub(crate) enum AssetLiteral {
+    /// The coin that pays for gas.
+    Native,
     /// Looked up in the table of well-known tokens.
     Known(Symbol),
     /// As written.
@@ -422,11 +428,13 @@ pub(crate) enum AssetLiteral {
 
 impl Literal for AssetLiteral {
     fn expected() -> String {
-        "a known symbol such as \"USDC\", or { address = \"0x..\", symbol = \"USDC\", dollar = true }".to_owned()
+        "a known symbol such as \"USDC\", \"native\" for the network's own coin, or { address = \"0x..\", symbol = \"USDC\", dollar = true }"
+            .to_owned()
     }
 
     fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {
         match value.get_ref() {
+            DeValue::String(text) if text == "native" => Some(Self::Native),
             DeValue::String(_) => Symbol::read(value, at, notes).map(Self::Known),
             DeValue::Table(_) => TokenLiteral::read(value, at, notes).map(|token| Self::Token(Box::new(token))),
             _ => notes.wrong(value.span(), at.path(), format!("expected {}, found {}", Self::expected(), found(value))),
