@@ -495,6 +495,8 @@ pub struct PaymentFilter {
     pub network: Option<Network>,
     /// Settled by this transaction.
     pub transaction: Option<TransactionId>,
+    /// With such a credit.
+    pub credit: Option<CreditIs>,
     /// Claimed at or after.
     pub since: Option<Timestamp>,
     /// Claimed before.
@@ -503,6 +505,13 @@ pub struct PaymentFilter {
     pub before: Option<PaymentId>,
     /// At most so many rows; 0 means the ledger's own page size.
     pub limit: u32,
+}
+
+/// What a payment's credit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreditIs {
+    /// Owed to the payer: the payment is settled and something of it is credit. What [`Ledger::credits`] sums.
+    Owed,
 }
 
 /// The store did not answer or did not take it. The third verdict: a 503 and a retry, never a new bill.

@@ -3,8 +3,8 @@
 //! Triggers refuse every change of a line and every gap. They stop accidents, not somebody with the file in hand, who can drop
 //! them: the chain of hashes shows what such a hand did.
 
-use farebox_core::{AuditEntry, AuditLine};
-use rusqlite::{Connection, Row, params};
+use farebox_core::{AuditEntry, AuditLine, PaymentId, Timestamp};
+use rusqlite::{Connection, Row, ToSql, params, params_from_iter};
 
 use crate::{
     query::{StoreError, many, one},
@@ -29,10 +29,47 @@ pub(crate) fn append(connection: &Connection, entries: &[AuditEntry]) -> Result<
     Ok(())
 }
 
+/// Which lines of the audit log to read. `None` means any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AuditFilter {
+    /// After the line with this number; 0: from the first.
+    pub after: u64,
+    /// Decided at or after.
+    pub since: Option<Timestamp>,
+    /// Decided before.
+    pub until: Option<Timestamp>,
+    /// About this payment.
+    pub payment: Option<PaymentId>,
+}
+
 /// Lines after number `after`, in order.
 pub(crate) fn lines(connection: &Connection, after: u64, limit: u32) -> Result<Vec<AuditLine>, StoreError> {
-    let sql = "SELECT sequence, line FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
-    many(connection, sql, params![Unsigned(after), limit], line)
+    matching(connection, &AuditFilter { after, ..AuditFilter::default() }, limit)
+}
+
+/// Lines that pass `filter`, in order.
+pub(crate) fn matching(
+    connection: &Connection,
+    filter: &AuditFilter,
+    limit: u32,
+) -> Result<Vec<AuditLine>, StoreError> {
+    let mut sql = "SELECT sequence, line FROM audit WHERE sequence > ?".to_owned();
+    let mut values: Vec<Box<dyn ToSql>> = vec![Box::new(Unsigned(filter.after))];
+    if let Some(since) = filter.since {
+        sql.push_str(" AND at >= ?");
+        values.push(Box::new(Unsigned::from(since)));
+    }
+    if let Some(until) = filter.until {
+        sql.push_str(" AND at < ?");
+        values.push(Box::new(Unsigned::from(until)));
+    }
+    if let Some(payment) = filter.payment {
+        sql.push_str(" AND payment = ?");
+        values.push(Box::new(payment.to_string()));
+    }
+    sql.push_str(" ORDER BY sequence LIMIT ?");
+    values.push(Box::new(limit));
+    many(connection, &sql, params_from_iter(values), line)
 }
 
 fn line(row: &Row<'_>) -> Result<AuditLine, CorruptRow> {

@@ -14,6 +14,7 @@ mod schema;
 mod sqlite;
 mod writer;
 
+pub use audit::AuditFilter;
 pub use file::OpenError;
 pub use query::AssetName;
 pub use reader::SqliteReader;

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use farebox_core::{
     Amount, AmountError, Answer, AssetId, AuditEntry, BlockRef, Claim, Claimed, Contest, CredentialDigest,
     IllegalEvent, InstanceId, LaneKey, Network, Payer, Payment, PaymentEvent, PaymentId, Permit, ProofId,
-    StoredTransaction, Timestamp, TransactionFate, TransactionId, ports::PaymentFilter,
+    StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    ports::{CreditIs, PaymentFilter},
 };
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, ToSql, params, params_from_iter};
 
@@ -267,6 +268,7 @@ pub(crate) fn list(connection: &Connection, filter: &PaymentFilter) -> Result<Ve
     also("lower(payer) = ?", account.and_then(|p| text(&p.to_lowercase())));
     also("network = ?", filter.network.as_ref().and_then(|n| text(n.as_str())));
     also("transaction_id = ?", filter.transaction.as_ref().and_then(|t| text(t.as_str())));
+    also("credit <> ? AND state = 'settled'", filter.credit.and_then(|CreditIs::Owed| text("0")));
     also("created_at >= ?", filter.since.and_then(time));
     also("id >= ?", filter.since.and_then(|t| id_at(t.minus(ID_SLACK))));
     also("created_at < ?", filter.until.and_then(time));

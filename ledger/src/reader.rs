@@ -3,13 +3,13 @@
 use std::{fs, path::Path};
 
 use farebox_core::{
-    Payment, StoredTransaction,
+    AuditLine, Payment, StoredTransaction,
     ports::{LedgerUnavailable, PaymentFilter},
 };
 use rusqlite::{Connection, OpenFlags};
 
 use crate::{
-    AssetName, OpenError,
+    AssetName, AuditFilter, OpenError, audit,
     file::connect,
     query::{self, StoreError},
     schema,
@@ -55,6 +55,14 @@ impl SqliteReader {
     /// Unavailable.
     pub fn transactions_of(&self, payment: &Payment) -> Result<Vec<StoredTransaction>, LedgerUnavailable> {
         query::transactions_of(&self.connection, payment.id).map_err(unavailable("list a payment's transactions"))
+    }
+
+    /// Lines of the audit log that pass `filter`, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// Unavailable.
+    pub fn audit_lines(&self, filter: &AuditFilter, limit: u32) -> Result<Vec<AuditLine>, LedgerUnavailable> {
+        audit::matching(&self.connection, filter, limit).map_err(unavailable("read the audit log"))
     }
 
     /// Symbols and decimals of the assets that the gateway was ever configured with.

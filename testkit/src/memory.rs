@@ -7,7 +7,9 @@ use farebox_core::{
     Amount, Answer, AssetId, AuditEntry, AuditLine, BlockRef, Claim, Claimed, Contest, CredentialDigest, InstanceId,
     LaneKey, Network, Offer, Payer, Payment, PaymentEvent, PaymentId, PaymentState, Permit, ProofId, RouteId,
     StoredTransaction, Timestamp, TransactionFate, TransactionId,
-    ports::{Ledger, LedgerUnavailable, PaymentFilter, QuoteKey, QuoteKeyRotation, RecordError, TransactionStore},
+    ports::{
+        CreditIs, Ledger, LedgerUnavailable, PaymentFilter, QuoteKey, QuoteKeyRotation, RecordError, TransactionStore,
+    },
 };
 use parking_lot::Mutex;
 
@@ -405,6 +407,7 @@ fn matches(payment: &Payment, filter: &PaymentFilter) -> bool {
         && fits(filter.route.as_ref(), Some(&payment.binding.route))
         && fits(filter.network.as_ref(), Some(payment.amount.asset.network()))
         && fits(filter.transaction.as_ref(), payment.transaction.as_ref())
+        && filter.credit.is_none_or(|CreditIs::Owed| payment.credit > 0 && payment.state == PaymentState::Settled)
         && filter.since.is_none_or(|since| payment.created_at >= since)
         && filter.until.is_none_or(|until| payment.created_at < until)
         && filter.before.is_none_or(|before| payment.id < before)

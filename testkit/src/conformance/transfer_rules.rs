@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use farebox_core::{
     Amount, Claimed, Delivery, Payer, Payment, PaymentEvent, PaymentState, Timestamp,
-    ports::{QuoteKeyRotation, RecordError},
+    ports::{CreditIs, PaymentFilter, QuoteKeyRotation, RecordError},
 };
 
 use super::{
@@ -94,6 +94,9 @@ async fn credits_are_summed_by_payer_and_asset(ledger: &dyn LedgerStore) {
     let owed = vec![Amount { units: 2 * wide, asset: test_asset() }];
     let account = PAYER.account(&test_network());
     assert_eq!(ledger.credits(&account).await.expect("asked"), owed);
+    let filter = PaymentFilter { credit: Some(CreditIs::Owed), ..PaymentFilter::default() };
+    let listed = ledger.list(&filter).await.expect("listed");
+    assert_eq!(listed.iter().rev().map(|p| p.credit).collect::<Vec<_>>(), [wide, 5, wide]);
     let shouted = Payer::new(&test_network(), &account.address().to_uppercase().replace("0X", "0x"));
     assert_eq!(ledger.credits(&shouted).await.expect("asked"), owed, "one address in two spellings");
     let elsewhere = PAYER.account(&farebox_core::Network::evm(1));
