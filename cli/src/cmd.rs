@@ -1,6 +1,7 @@
 //! The commands. Each module has its `Args` and a `run(args, globals)` that returns the exit code, or an error that is
 //! reported on standard error with exit code 1.
 
+mod audit;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
@@ -59,6 +60,8 @@ enum Command {
     Price(price::Args),
     /// List or export the payments in the ledger
     Payments(payments::PaymentsArgs),
+    /// Check or export the audit log: every decision that moved or refused money
+    Audit(audit::AuditArgs),
     /// Request a URL and pay for it if it asks to be paid
     Pay(Box<pay::PayArgs>),
     /// See a paid call from end to end, with everything embedded
@@ -80,6 +83,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Payments(args) => {
             let ledger = config::load(&globals.config)?.ledger;
             payments::run(args, &ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Audit(args) => {
+            let ledger = || Ok(config::load(&globals.config)?.ledger);
+            audit::run(args, ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
         }
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(&args),

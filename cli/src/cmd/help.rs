@@ -31,8 +31,15 @@ fn the_command_line_page_is_up_to_date() {
     let mut root = Cli::command().term_width(100);
     root.build();
     let mut commands = vec![(root.get_name().to_owned(), root.clone())];
-    for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
-        commands.push((format!("farebox {}", command.get_name()), command.clone().term_width(100)));
+    let subcommands = |command: &clap::Command| {
+        command.get_subcommands().filter(|command| command.get_name() != "help").cloned().collect::<Vec<_>>()
+    };
+    for command in subcommands(&root) {
+        let name = format!("farebox {}", command.get_name());
+        let inner = subcommands(&command).into_iter().map(|inner| (format!("{name} {}", inner.get_name()), inner));
+        let inner: Vec<_> = inner.map(|(name, inner)| (name, inner.term_width(100))).collect();
+        commands.push((name, command.term_width(100)));
+        commands.extend(inner);
     }
     for (name, mut command) in commands {
         let help = command.render_long_help().to_string();

@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use farebox_core::{
     AssetId, Decimal, Delivery, Network, Payment, PaymentId, PaymentState, RouteId, Timestamp, TransactionId,
-    Untrusted, ports::PaymentFilter,
+    Untrusted,
+    ports::{CreditIs, PaymentFilter},
 };
 use farebox_ledger::{AssetName, SqliteReader};
 use serde::Serialize;
@@ -45,6 +46,9 @@ pub(crate) struct PaymentsArgs {
     /// Only settled by this transaction
     #[arg(long, value_name = "HASH")]
     tx: Option<String>,
+    /// Only with credit that is owed to the payer: what came late, or over the price
+    #[arg(long)]
+    credit: bool,
     /// Only claimed at or after this time
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
@@ -108,6 +112,7 @@ fn filter(args: &PaymentsArgs, now: Timestamp) -> anyhow::Result<PaymentFilter> 
         payer: args.payer.clone(),
         network: args.network.clone(),
         transaction: args.tx.as_deref().map(|hash| TransactionId::new(hash.to_lowercase())),
+        credit: args.credit.then_some(CreditIs::Owed),
         since: time(&args.since)?,
         until: time(&args.until)?,
         before: None,
@@ -122,7 +127,7 @@ fn parse_state(text: &str) -> Result<PaymentState, String> {
 }
 
 /// A date, a time with its offset, or an age such as `24h`.
-fn parse_time(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+pub(super) fn parse_time(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
     if let Some(age) = parse_age(text) {
         return Ok(now.minus(age));
     }
@@ -215,12 +220,19 @@ struct Entry<'p> {
     transaction: Option<Cow<'p, str>>,
     block: Option<u64>,
     runs: u32,
+    /// What of it, or beside it, is the payer's credit: whole tokens.
+    credit: Option<String>,
+    credit_units: String,
+    /// A reorganisation took the money back.
+    reversed: bool,
+    request: Cow<'p, str>,
 }
 
 impl<'p> Entry<'p> {
     /// `text` is applied to all text that is not of our own making.
     fn new(payment: &'p Payment, names: &'p Names, text: fn(&str) -> Cow<'_, str>) -> anyhow::Result<Self> {
         let name = names.get(&payment.amount.asset);
+        let tokens = |units| name.map(|name| Decimal::from_units(units, name.decimals).to_string());
         Ok(Self {
             id: payment.id.to_string(),
             created_at: iso(payment.created_at)?,
@@ -234,7 +246,7 @@ impl<'p> Entry<'p> {
             rail: payment.rail.as_str(),
             payer: text(payment.payer.as_str()),
             pay_to: text(&payment.pay_to),
-            amount: name.map(|name| Decimal::from_units(payment.amount.units, name.decimals).to_string()),
+            amount: tokens(payment.amount.units),
             symbol: name.map(|name| text(&name.symbol)),
             units: payment.amount.units.to_string(),
             asset: payment.amount.asset.to_string(),
@@ -242,6 +254,10 @@ impl<'p> Entry<'p> {
             transaction: payment.transaction.as_ref().map(|hash| text(hash.as_str())),
             block: payment.block.map(|block| block.number),
             runs: payment.runs,
+            credit: tokens(payment.credit),
+            credit_units: payment.credit.to_string(),
+            reversed: payment.reversed,
+            request: text(payment.request.as_str()),
         })
     }
 }
@@ -264,7 +280,7 @@ fn print_csv(pages: Pages<'_>, limit: u64, names: &Names, out: &mut impl Write) 
 }
 
 /// Written even when no payment matches, so not left to the first row.
-const CSV_COLUMNS: [&str; 20] = [
+const CSV_COLUMNS: [&str; 24] = [
     "id",
     "created_at",
     "updated_at",
@@ -285,6 +301,10 @@ const CSV_COLUMNS: [&str; 20] = [
     "transaction",
     "block",
     "runs",
+    "credit",
+    "credit_units",
+    "reversed",
+    "request",
 ];
 
 /// A spreadsheet runs a cell that begins with one of these as a formula, even quoted. Source: OWASP, "CSV Injection".
@@ -304,35 +324,24 @@ fn print_table(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let mut table = table_of(width);
-    table.set_header([
-        "payment",
-        "time (UTC)",
-        "route",
-        "payer",
-        "amount",
-        "network",
-        "transaction",
-        "state",
-        "delivery",
-    ]);
+    table.set_header(TABLE_COLUMNS);
     let mut sums = Sums::default();
     let shorten = if width.is_some() { shortened } else { whole };
     let shown = pages.each(limit, |payment| {
         sums.add(payment);
         let account = payment.payer.as_str();
-        let state = match &payment.reason {
-            Some(reason) => format!("{}: {reason}", payment.state.as_str()),
-            None => payment.state.as_str().to_owned(),
-        };
+        let in_tokens = |units| in_tokens(units, &payment.amount.asset, names);
         let cells = [
             payment.id.to_string(),
             iso(payment.created_at)?.get(..19).unwrap_or_default().replace('T', " "),
             payment.binding.route.to_string(),
+            payment.rail.to_string(),
             shorten(account.rsplit(':').next().unwrap_or(account)),
-            in_tokens(payment.amount.units, &payment.amount.asset, names),
+            in_tokens(payment.amount.units),
+            if payment.credit > 0 { in_tokens(payment.credit) } else { String::new() },
             payment.amount.asset.network().to_string(),
             payment.transaction.as_ref().map(|hash| shorten(hash.as_str())).unwrap_or_default(),
-            state,
+            state(payment),
             delivery(payment).to_owned(),
         ];
         table.add_row(cells.map(|cell| printable(&cell)));
@@ -341,14 +350,44 @@ fn print_table(
     if sums.0.is_empty() {
         return Ok(writeln!(out, "no payments match")?);
     }
-    if let Some(amount) = table.column_mut(4) {
-        amount.set_cell_alignment(CellAlignment::Right);
+    for (column, name) in table.column_iter_mut().zip(TABLE_COLUMNS) {
+        match name {
+            "credit" if !sums.has_credit() => {
+                column.set_constraint(ColumnConstraint::Hidden);
+            }
+            "amount" | "credit" => column.set_cell_alignment(CellAlignment::Right),
+            _ => {}
+        }
     }
     writeln!(out, "{}\n\n{}", table.trim_fmt(), sums.table(names, width).trim_fmt())?;
     if shown == Shown::Newest {
         writeln!(out, "\nthe newest {limit} are shown and summed; more match, --limit 0 shows all")?;
     }
     Ok(())
+}
+
+const TABLE_COLUMNS: [&str; 11] = [
+    "payment",
+    "time (UTC)",
+    "route",
+    "rail",
+    "payer",
+    "amount",
+    "credit",
+    "network",
+    "transaction",
+    "state",
+    "delivery",
+];
+
+/// The state with its reason; a reversal shows until the money is there again.
+fn state(payment: &Payment) -> String {
+    let reversed = payment.reversed.then_some("reversed");
+    let why: Vec<&str> = [reversed, payment.reason.as_deref()].into_iter().flatten().collect();
+    match why.is_empty() {
+        true => payment.state.as_str().to_owned(),
+        false => format!("{}: {}", payment.state.as_str(), why.join(", ")),
+    }
 }
 
 fn table_of(width: Option<u16>) -> Table {
@@ -360,26 +399,49 @@ fn table_of(width: Option<u16>) -> Table {
     table
 }
 
-/// Sums by asset and state, exact. `None` is a sum that 128 bits cannot hold.
+/// Sums by asset and state, exact, what is earned apart from what is the payers' credit: together they are what came.
+/// `None` is a sum that 128 bits cannot hold.
 #[derive(Default)]
-struct Sums(BTreeMap<(AssetId, &'static str), (u64, Option<u128>)>);
+struct Sums(BTreeMap<(AssetId, &'static str, Part), (u64, Option<u128>)>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Price,
+    Credit,
+}
 
 impl Sums {
     fn add(&mut self, payment: &Payment) {
-        let key = (payment.amount.asset.clone(), payment.state.as_str());
+        // A row that is credit whole has no price: its amount is its credit.
+        if payment.delivery != Delivery::Credited {
+            self.add_part(payment, Part::Price, payment.amount.units);
+        }
+        if payment.credit > 0 {
+            self.add_part(payment, Part::Credit, payment.credit);
+        }
+    }
+
+    fn add_part(&mut self, payment: &Payment, part: Part, units: u128) {
+        let key = (payment.amount.asset.clone(), payment.state.as_str(), part);
         let (count, sum) = self.0.entry(key).or_insert((0, Some(0)));
         *count += 1;
-        *sum = sum.and_then(|sum| sum.checked_add(payment.amount.units));
+        *sum = sum.and_then(|sum| sum.checked_add(units));
+    }
+
+    fn has_credit(&self) -> bool {
+        self.0.keys().any(|(_, _, part)| *part == Part::Credit)
     }
 
     fn table(&self, names: &Names, width: Option<u16>) -> Table {
         let mut table = table_of(width);
         table.set_header(["sum", "of payments", "in state", "on"]);
-        for ((asset, state), (count, sum)) in &self.0 {
+        for ((asset, state, part), (count, sum)) in &self.0 {
             let sum = sum.map_or_else(|| "2^128 units or more".into(), |units| in_tokens(units, asset, names));
-            table.add_row(
-                [sum, count.to_string(), (*state).to_owned(), asset.network().to_string()].map(|c| printable(&c)),
-            );
+            let state = match part {
+                Part::Price => (*state).to_owned(),
+                Part::Credit => format!("{state}, credit"),
+            };
+            table.add_row([sum, count.to_string(), state, asset.network().to_string()].map(|c| printable(&c)));
         }
         table
     }
@@ -397,6 +459,7 @@ fn in_tokens(units: u128, asset: &AssetId, names: &Names) -> String {
 const fn delivery(payment: &Payment) -> &'static str {
     match (payment.delivery, payment.state) {
         (Delivery::Delivered, _) => "delivered",
+        (Delivery::Credited, _) => "credited",
         (Delivery::Pending, PaymentState::Refused | PaymentState::Void) => "none",
         (Delivery::Pending, _) => "pending",
     }

@@ -2,11 +2,13 @@ use std::{sync::Arc, time::Duration};
 
 use clap::Parser;
 use farebox_core::{
-    Binding, CallerId, Credential, EvmAddress, InstanceId, Payer, Price,
+    ArrivedFor, Binding, CallerId, Credential, EvmAddress, FeeTerms, InstanceId, Payer, PaymentEvent, Price,
     ports::{Ledger as _, Rail as _, TransactionStore as _},
 };
 use farebox_ledger::{SqliteLedger, SqliteOptions};
-use farebox_testkit::{ManualClock, MemoryLedger, ScriptedRail, TestPayer, proof_of, test_asset, test_network};
+use farebox_testkit::{
+    ManualClock, MemoryLedger, ScriptedRail, TestPayer, proof_of, test_asset, test_network, test_transfer_claim,
+};
 
 use super::*;
 
@@ -41,7 +43,7 @@ async fn books(count: u64) -> Books {
 async fn claim(ledger: &SqliteLedger, number: u64) {
     let books: Arc<MemoryLedger> = Arc::new(MemoryLedger::new(InstanceId::new("i"), Duration::ZERO));
     let rail = ScriptedRail::new(books, Arc::new(ManualClock::at(NOW)));
-    let offer = rail.offers(&Price::Usd("0.01".parse().unwrap())).unwrap().remove(0);
+    let offer = rail.offers(&Price::Usd("0.01".parse().unwrap()), FeeTerms::default()).unwrap().remove(0);
     let now = NOW.plus(Duration::from_secs(60 * number));
     let credential: Credential = TestPayer(1).pay(&offer, number, NOW.plus(Duration::from_secs(600)));
     let id = PaymentId::new(now, [u8::try_from(number % 256).unwrap(); 10]);
@@ -60,6 +62,9 @@ async fn claim(ledger: &SqliteLedger, number: u64) {
         amount: offer.amount,
         pay_to: offer.pay_to,
         valid_until: now,
+        finality: offer.finality,
+        arrived: None,
+        request: farebox_testkit::test_request(number),
         holder: InstanceId::new("i"),
         lease: Duration::from_secs(60),
         now,
@@ -83,6 +88,17 @@ async fn claim(ledger: &SqliteLedger, number: u64) {
     }
 }
 
+/// Transfers at the price, over it, and too late.
+async fn transfers(books: &Books) {
+    let late = || ArrivedFor::Credit { code: "paid_too_late".into() };
+    for (number, units, purpose) in
+        [(1, 10_000, ArrivedFor::Delivery), (2, 10_001, ArrivedFor::Delivery), (3, 7, late()), (4, 20_000, late())]
+    {
+        let claim = test_transfer_claim(number, units, purpose, InstanceId::new("i"), NOW);
+        books.ledger.claim(claim).await.unwrap();
+    }
+}
+
 async fn name_usdc(books: &Books) {
     let name = AssetName { asset: test_asset(), symbol: "USDC".into(), decimals: 6 };
     books.ledger.name_assets(vec![name]).await.unwrap();
@@ -102,6 +118,7 @@ async fn a_table_fits_the_terminal_and_sums_exactly() {
     assert!(printed(&books, "", None).contains(&format!("10000 units of {}", test_asset())));
     name_usdc(&books).await;
     let wide = printed(&books, "", None);
+    assert!(!wide.contains("credit"), "{wide}");
     assert!(wide.contains("0x0000000000000000000000000000000000000000000000000000000000000007"), "{wide}");
     let sums: Vec<_> = wide.lines().rev().take(2).map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(sums, ["0.01 USDC 1 settled eip155:84532", "0.02 USDC 2 claimed eip155:84532"]);
@@ -111,6 +128,70 @@ async fn a_table_fits_the_terminal_and_sums_exactly() {
     }
     assert!(printed(&books, "--limit 1", None).contains("the newest 1 are shown"));
     assert_eq!(printed(&books, "--state void", None), "no payments match\n");
+}
+
+#[tokio::test]
+async fn credit_is_summed_apart_from_what_is_earned() {
+    let books = books(1).await;
+    name_usdc(&books).await;
+    transfers(&books).await;
+    let sums = |line: &str| {
+        let table = printed(&books, line, None);
+        let lines = table.lines().skip_while(|line| !line.trim_start().starts_with("sum ")).skip(1);
+        lines.map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    // 0.050008 came: the price three times, one unit over it, 7 and 20,000 too late.
+    let on = "eip155:84532";
+    assert_eq!(sums(""), [format!("0.03 USDC 3 settled {on}"), format!("0.020008 USDC 3 settled, credit {on}")]);
+    assert_eq!(
+        sums("--credit"),
+        [format!("0.01 USDC 1 settled {on}"), format!("0.020008 USDC 3 settled, credit {on}")]
+    );
+    let late = test_transfer_claim(3, 7, ArrivedFor::Delivery, InstanceId::new("i"), NOW).id;
+    books.ledger.record(late, vec![PaymentEvent::Reversed], NOW).await.unwrap();
+    assert!(sums("").contains(&format!("0.000007 USDC 1 in_doubt, credit {on}")), "{:?}", sums(""));
+    assert_eq!(printed(&books, "--credit --json", None).lines().count(), 2, "what was taken back is not owed");
+    let table = printed(&books, &format!("--id {late}"), None);
+    assert!(table.contains("in_doubt: reversed, paid_too_late") && table.contains("credited"), "{table}");
+    for columns in [80, 120, 160] {
+        let narrow = printed(&books, "", Some(columns));
+        assert!(narrow.lines().all(|line| line.chars().count() <= usize::from(columns)), "{columns}:\n{narrow}");
+    }
+}
+
+#[tokio::test]
+async fn transfers_are_exported_with_rail_credit_and_reversal() {
+    let books = books(0).await;
+    name_usdc(&books).await;
+    transfers(&books).await;
+    let text = printed(&books, "--csv", None);
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let rows: Vec<HashMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
+    let told = |row: &HashMap<String, String>| {
+        ["rail", "amount", "credit", "credit_units", "delivery", "reason", "reversed"]
+            .map(|name| row[name].clone())
+            .join(" ")
+    };
+    assert_eq!(
+        rows.iter().rev().map(told).collect::<Vec<_>>(),
+        [
+            "transfer 0.01 0 0 pending  false",
+            "transfer 0.01 0.000001 1 pending  false",
+            "transfer 0.000007 0.000007 7 credited paid_too_late false",
+            "transfer 0.02 0.02 20000 credited paid_too_late false",
+        ]
+    );
+    let arrived: u128 = rows
+        .iter()
+        .map(|row| {
+            let number = |name: &str| row[name].parse::<u128>().unwrap();
+            if row["delivery"] == "credited" { number("units") } else { number("units") + number("credit_units") }
+        })
+        .sum();
+    assert_eq!(arrived, 10_000 + 10_001 + 7 + 20_000, "what came, to the unit");
+    let json: serde_json::Value =
+        serde_json::from_str(printed(&books, "--json", None).lines().next().unwrap()).unwrap();
+    assert_eq!((&json["reversed"], &json["request"]), (&false.into(), &"req_00000000000000000000000004".into()));
 }
 
 #[tokio::test]
