@@ -107,7 +107,7 @@ impl Anvil {
         hash.as_str().unwrap().to_owned()
     }
 
-    async fn receipt(&self, hash: &Value) -> Value {
+    pub(crate) async fn receipt(&self, hash: &Value) -> Value {
         for _ in 0..1_000 {
             let receipt = self.rpc("eth_getTransactionReceipt", json!([hash])).await;
             if !receipt.is_null() {
@@ -235,6 +235,7 @@ impl TransactionStore for Store {
 pub(crate) struct World {
     pub(crate) anvil: Anvil,
     pub(crate) store: Arc<Store>,
+    pub(crate) chains: EvmChains,
     pub(crate) rail: Arc<EvmRail>,
     pub(crate) offers: Vec<Offer>,
     pub(crate) wallet: Arc<LocalWallet>,
@@ -294,7 +295,7 @@ impl World {
         let rail = chains.x402().unwrap();
         let offers = rail.offers(&"$0.01".parse().unwrap(), FeeTerms::default()).unwrap();
         let wallet = Arc::new(LocalWallet::new(key, Arc::new(Random)));
-        Self { anvil, store, rail: Arc::new(rail), offers, wallet, payer_key, payer }
+        Self { anvil, store, chains, rail: Arc::new(rail), offers, wallet, payer_key, payer }
     }
 
     /// A second rail on the same books, as after a restart.

@@ -11,4 +11,5 @@ mod hostile;
 mod lane;
 mod proxy;
 mod settle;
+mod transfer;
 mod verify;

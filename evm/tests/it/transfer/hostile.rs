@@ -1,0 +1,176 @@
+//! What a payer may try to be served for nothing.
+
+use alloy::{primitives::TxKind, sol_types::SolCall};
+use farebox_core::{PaymentState, ports::Settlement};
+use farebox_evm::{ConnectError, EvmChains};
+
+use super::*;
+use crate::harness::{WallClock, config, in_doubt, payment, submit_call, transaction_of};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_our_relayer_sends_is_claimed_from_before_it_is_broadcast() {
+    let shop = Shop::new(&[]).await;
+    let claimed = shop.world.claimed().await;
+    shop.anvil().rpc("evm_setAutomine", json!([false])).await;
+    let settling = tokio::time::timeout(Duration::from_millis(500), shop.world.settle(&claimed)).await;
+    assert!(settling.is_err(), "nothing is mined yet: {settling:?}");
+    let stored = shop.world.store.of(claimed.id)[0].hash.to_string();
+    let draft = shop.draft(stored.parse().unwrap());
+    assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "it waits");
+    shop.anvil().rpc("evm_setAutomine", json!([true])).await;
+    shop.anvil().rpc("evm_mine", json!([])).await;
+    assert_eq!(transaction_of(&shop.world.resolved(&in_doubt(&claimed, &shop.world.store)).await), stored);
+    assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "it is mined");
+    // Books that lost it: the sender alone gives it away.
+    shop.world.store.rows.lock().clear();
+    assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "our relayer sent it");
+    assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorization_that_the_payer_submits_is_no_transfer() {
+    let shop = Shop::new(&[]).await;
+    let credential = shop.world.credential().await;
+    let usdc_contract = TxKind::Call(USDC.parse().unwrap());
+    let transaction = shop.payer.send(shop.anvil(), usdc_contract, 0, submit_call(&credential)).await;
+    assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
+    assert_eq!(shop.claim_code(&shop.draft(transaction)).await, no(409, "already_claimed"));
+    // As an x402 payment that was claimed before it is worth what it moved.
+    let claimed = payment(&shop.world.check(&credential));
+    let claimed = Payment { state: PaymentState::Settling, ..claimed };
+    assert_eq!(transaction_of(&shop.world.settle(&claimed).await), transaction.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_to_oneself_or_by_the_relayer_pays_nobody() {
+    let shop = Shop::new(&[]).await;
+    let transaction = shop.pay(PRICE).await;
+    let mut own = shop.draft(transaction);
+    own.pay_to = EvmAddress(shop.payer.address().into_array());
+    own.quote.options[0].pay_to = own.pay_to;
+    assert_eq!(shop.claim_code(&own).await, no(402, "wrong_payer"));
+    let key = hex::decode(&crate::harness::RELAYER[2..]).unwrap();
+    let relayer = Payer::new(key.as_slice().try_into().unwrap());
+    let draft = Draft { payer: relayer.address(), ..shop.draft(transaction) };
+    assert_eq!(shop.claim(&shop.sign_by(&draft, &relayer.signer)).await.unwrap_err(), no(402, "wrong_payer"));
+    let mut nothing = shop.draft(transaction);
+    (nothing.amount, nothing.quote.options[0].units) = (0, 0);
+    assert_eq!(shop.claim_code(&nothing).await, no(402, "terms_mismatch"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_another_contract_are_no_transfer() {
+    let shop = Shop::new(&[]).await;
+    let liar = deploy(shop.anvil(), "Liar", &[]).await;
+    let lie = lieCall { from: shop.payer.address(), to: seller(), value: U256::from(PRICE) }.abi_encode();
+    let transaction = shop.payer.send(shop.anvil(), TxKind::Call(liar), 0, lie).await;
+    assert_eq!(shop.claim_code(&shop.draft(transaction)).await, no(402, "wrong_asset"));
+    assert_eq!(shop.claim_code(&shop.native_draft(transaction)).await, no(402, "wrong_asset"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coins_that_a_contract_sends_on_are_no_transfer() {
+    let shop = Shop::new(&[]).await;
+    let owner = alloy::sol_types::SolValue::abi_encode(&shop.payer.address());
+    let wallet = deploy(shop.anvil(), "Wallet", &owner).await;
+    let wei = 10u128.pow(14);
+    let execute = executeCall { to: seller(), value: U256::from(wei), data: Bytes::new() }.abi_encode();
+    let transaction = shop.payer.send(shop.anvil(), TxKind::Call(wallet), wei, execute).await;
+    let balance = shop.anvil().rpc("eth_getBalance", json!([SELLER, "latest"])).await;
+    assert_eq!(balance, json!("0x5af3107a4000"), "it did arrive");
+    assert_eq!(shop.claim_code(&shop.native_draft(transaction)).await, no(402, "wrong_recipient"));
+    let by_wallet = Draft { payer: wallet, ..shop.native_draft(transaction) };
+    assert_eq!(shop.claim_code(&by_wallet).await, no(402, "wrong_recipient"));
+}
+
+/// A shop that takes the hostile token at `token` by its own symbol.
+async fn taking(shop: Shop, token: Address) -> Shop {
+    let config = config(&shop.anvil().url, |config| {
+        config.relayer = None;
+        config.assets[0].address = EvmAddress(token.into_array());
+    });
+    let Shop { world, ledger, quoter, payer, .. } = shop;
+    let chains = EvmChains::connect(vec![config], world.store.clone(), Arc::new(WallClock)).await.unwrap();
+    let world = World { chains, ..world };
+    let rail = rail(&world, &ledger, &quoter);
+    Shop { world, rail, ledger, quoter, payer }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_keeps_a_fee_or_says_no_in_silence_pays_what_it_logged() {
+    for (name, expected) in [("FeeToken", "underpaid"), ("SilentToken", "wrong_recipient")] {
+        let shop = Shop::new(&[]).await;
+        let token = deploy(shop.anvil(), name, &[]).await;
+        let shop = taking(shop, token).await;
+        let mint = mintCall { to: shop.payer.address(), value: U256::from(PRICE) }.abi_encode();
+        shop.payer.send(shop.anvil(), TxKind::Call(token), 0, mint).await;
+        let data = transferCall { to: seller(), value: U256::from(PRICE) }.abi_encode();
+        let transaction = shop.payer.send(shop.anvil(), TxKind::Call(token), 0, data).await;
+        let mut draft = shop.draft(transaction);
+        draft.asset = AssetId::erc20(network(), EvmAddress(token.into_array()));
+        draft.quote.options[0].asset = draft.asset.clone();
+        assert_eq!(shop.claim_code(&draft).await, no(402, expected), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_does_not_tell_its_decimals_is_not_taken_into_service() {
+    let anvil = Anvil::start(&[]).await;
+    let token = deploy(&anvil, "NoDecimalsToken", &[]).await;
+    let config = config(&anvil.url, |config| {
+        config.relayer = None;
+        config.assets[0].address = EvmAddress(token.into_array());
+    });
+    let store = Arc::new(crate::harness::Store::default());
+    let error = EvmChains::connect(vec![config], store, Arc::new(WallClock)).await.unwrap_err();
+    assert!(matches!(&error, ConnectError::Token { problem, .. } if problem.contains("decimals")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wallet_that_fails_burns_or_mumbles_on_a_signature_has_not_signed() {
+    let shop = Shop::new(&[]).await;
+    let owner = alloy::sol_types::SolValue::abi_encode(&shop.payer.address());
+    let transaction = shop.pay(PRICE).await;
+    for name in ["RevertingWallet", "BurningWallet", "ShortWallet"] {
+        let wallet = deploy(shop.anvil(), name, &owner).await;
+        let draft = Draft { payer: wallet, ..shop.draft(transaction) };
+        assert_eq!(shop.claim_code(&draft).await, no(402, "bad_signature"), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_claims_at_once_are_granted_once() {
+    let shop = Arc::new(Shop::new(&[]).await);
+    let transaction = shop.pay(PRICE).await;
+    let claims = (0..100).map(|_| {
+        let shop = shop.clone();
+        tokio::spawn(async move { shop.claim(&shop.sign(&shop.draft(transaction))).await })
+    });
+    let mut granted = 0;
+    for claim in futures_util::future::join_all(claims).await {
+        match claim.unwrap() {
+            Ok(_) => granted += 1,
+            Err(told) => assert_eq!(told, no(409, "already_claimed")),
+        }
+    }
+    assert_eq!((granted, shop.ledger.payments().len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn books_that_do_not_answer_are_no_verdict() {
+    let shop = Shop::new(&[]).await;
+    let draft = shop.native_draft(shop.pay_native(10u128.pow(14)).await);
+    let credential = shop.sign(&draft);
+    shop.ledger.plan(0, farebox_testkit::Fault::FailBefore);
+    assert_eq!(told(&shop.look(&credential, &Unlimited).await.unwrap_err()), no(503, "payment_unverifiable"));
+    shop.look(&credential, &Unlimited).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_nothing_to_settle() {
+    let shop = Shop::new(&[]).await;
+    let payment = shop.claim(&shop.sign(&shop.draft(shop.pay(PRICE).await))).await.unwrap();
+    let transaction = payment.transaction.clone();
+    let settled = shop.rail.settle(&farebox_core::Permit::granted(payment)).await;
+    assert!(matches!(&settled, Settlement::InDoubt { transaction: told, .. } if *told == transaction), "{settled:?}");
+}
