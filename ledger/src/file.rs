@@ -194,20 +194,20 @@ impl Files {
 
 /// Device and inode.
 #[cfg(unix)]
-type FileId = (u64, u64);
+pub(crate) type FileId = (u64, u64);
 
 #[cfg(unix)]
-fn file_id(path: &Path) -> io::Result<FileId> {
+pub(crate) fn file_id(path: &Path) -> io::Result<FileId> {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 /// A file that is open cannot be deleted here.
 #[cfg(not(unix))]
-type FileId = ();
+pub(crate) type FileId = ();
 
 #[cfg(not(unix))]
-fn file_id(path: &Path) -> io::Result<FileId> {
+pub(crate) fn file_id(path: &Path) -> io::Result<FileId> {
     fs::metadata(path).map(drop)
 }
 
@@ -222,8 +222,8 @@ fn create(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Readable by its owner alone: the file holds credentials and paid answers.
-fn private() -> OpenOptions {
+/// Readable by its owner alone: the files hold credentials, paid answers, and who bought what.
+pub(crate) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
     #[cfg(unix)]

@@ -4,6 +4,7 @@
 //! for one writer thread, which commits whatever is waiting as a group, so that many callers share one flush to disk.
 
 mod audit;
+mod audit_file;
 mod bills;
 mod file;
 mod query;

@@ -1,6 +1,9 @@
 //! The ledger as the gateway sees it.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use farebox_core::{
@@ -14,7 +17,9 @@ use farebox_core::{
 use rusqlite::Connection;
 
 use crate::{
-    AssetName, OpenError, audit, bills,
+    AssetName, OpenError, audit,
+    audit_file::AuditFile,
+    bills,
     file::{Files, connect_writer, take},
     query::{self, StoreError},
     reads::Reads,
@@ -32,6 +37,9 @@ pub struct SqliteOptions {
     pub instance: InstanceId,
     /// How long a delivered answer can be had again.
     pub answers_kept_for: Duration,
+    /// A file that gets a copy of the audit log as JSON lines, created if there is none and completed if it lags. It never holds up a
+    /// payment: while it cannot be written, an error is logged and it is tried again. Rename it to rotate: the next line goes to a new one.
+    pub audit_file: Option<PathBuf>,
 }
 
 /// The books in one SQLite file. One process has them open at a time; a lock on `<file>.lock` sees to that.
@@ -78,7 +86,9 @@ impl SqliteLedger {
         query::prune_answers(&connection, now, PRUNED_AT_OPEN).map_err(at_open)?;
         let reads = Reads::new(exclusive.path.clone());
         let files = Files::of(&exclusive.path)?;
-        let writer = Writer::start(connection, files, exclusive).map_err(OpenError::Thread)?;
+        let copy = options.audit_file.map(|path| AuditFile::start(exclusive.path.clone(), path));
+        let copy = copy.transpose().map_err(OpenError::Thread)?;
+        let writer = Writer::start(connection, files, exclusive, copy).map_err(OpenError::Thread)?;
         Ok(Self { instance: options.instance, answers_kept_for: options.answers_kept_for, writer, reads })
     }
 

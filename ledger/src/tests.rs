@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 use crate::{AssetName, OpenError, SqliteLedger, SqliteOptions, SqliteReader, schema};
 
+mod audit_file;
+
 const NOW: Timestamp = Timestamp::from_unix_s(1_800_000_000);
 
 struct Folder(TempDir);
@@ -28,7 +30,7 @@ impl Folder {
 }
 
 fn options(instance: &str) -> SqliteOptions {
-    SqliteOptions { instance: InstanceId::new(instance), answers_kept_for: Duration::from_secs(60) }
+    SqliteOptions { instance: InstanceId::new(instance), answers_kept_for: Duration::from_secs(60), audit_file: None }
 }
 
 fn open(folder: &Folder) -> Result<SqliteLedger, OpenError> {

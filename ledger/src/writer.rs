@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    audit_file::AuditFile,
     file::{Exclusive, Files},
     query::StoreError,
 };
@@ -65,13 +66,18 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. It keeps `exclusive`, so that the lock outlives the last write.
-    pub(crate) fn start(connection: Connection, files: Files, exclusive: Exclusive) -> io::Result<Self> {
+    /// Starts the thread. It keeps `exclusive`, so that the lock outlives the last write, and wakes `copy` after each.
+    pub(crate) fn start(
+        connection: Connection,
+        files: Files,
+        exclusive: Exclusive,
+        copy: Option<AuditFile>,
+    ) -> io::Result<Self> {
         let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
         let (done, closed) = sync_mpsc::channel();
         thread::Builder::new().name("farebox-ledger".into()).spawn(move || {
-            run(&connection, &files, waiting);
-            drop((connection, exclusive));
+            run(&connection, &files, waiting, copy.as_ref());
+            drop((copy, connection, exclusive));
             drop(done);
         })?;
         Ok(Self { jobs: Some(jobs), closed: Mutex::new(closed) })
@@ -104,7 +110,7 @@ impl Drop for Writer {
     }
 }
 
-fn run(connection: &Connection, files: &Files, mut waiting: mpsc::Receiver<Box<dyn Job>>) {
+fn run(connection: &Connection, files: &Files, mut waiting: mpsc::Receiver<Box<dyn Job>>, copy: Option<&AuditFile>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while waiting.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
         let lost = commit(connection, files, &mut group).err().map(Arc::new);
@@ -114,6 +120,9 @@ fn run(connection: &Connection, files: &Files, mut waiting: mpsc::Receiver<Box<d
         }
         for job in group.drain(..) {
             job.reply(lost.as_ref());
+        }
+        if let Some(copy) = copy {
+            copy.wake();
         }
     }
 }

@@ -22,7 +22,10 @@ impl Folder {
 
 impl Books for Folder {
     fn open(&self, instance: InstanceId, answers_kept_for: Duration, now: Timestamp) -> Arc<dyn LedgerStore> {
-        Arc::new(SqliteLedger::open(&self.path(), SqliteOptions { instance, answers_kept_for }, now).unwrap())
+        Arc::new(
+            SqliteLedger::open(&self.path(), SqliteOptions { instance, answers_kept_for, audit_file: None }, now)
+                .unwrap(),
+        )
     }
 }
 

@@ -14,9 +14,10 @@ use std::{
 };
 
 use farebox_core::{
-    BlockRef, Claimed, InstanceId, LaneKey, PaymentEvent, PaymentId, PaymentState, StoredTransaction, Timestamp,
-    TransactionFate, TransactionId,
+    AuditLine, BlockRef, Claimed, InstanceId, LaneKey, PaymentEvent, PaymentId, PaymentState, StoredTransaction,
+    Timestamp, TransactionFate, TransactionId,
     ports::{Ledger as _, PaymentFilter, TransactionStore as _},
+    verify_audit,
 };
 use farebox_ledger::{SqliteLedger, SqliteOptions};
 use farebox_testkit::test_claim;
@@ -25,8 +26,16 @@ const NOW: Timestamp = Timestamp::from_unix_s(1_800_000_000);
 const ROUNDS: u64 = 8;
 
 fn open(path: &Path, instance: &str) -> SqliteLedger {
-    let options = SqliteOptions { instance: InstanceId::new(instance), answers_kept_for: Duration::from_secs(60) };
+    let options = SqliteOptions {
+        instance: InstanceId::new(instance),
+        answers_kept_for: Duration::from_secs(60),
+        audit_file: Some(audit_file(path)),
+    };
     SqliteLedger::open(path, options, NOW).unwrap()
+}
+
+fn audit_file(path: &Path) -> PathBuf {
+    path.with_extension("jsonl")
 }
 
 #[tokio::test]
@@ -41,6 +50,7 @@ async fn acknowledged_writes_outlive_the_process() {
             assert!(known.is_none_or(|(before, _)| before == number), "round {round}, {millis} ms: {id} claimed twice");
         }
         let ledger = open(&path, &format!("check-{round}"));
+        let mut reached_by_rows = BTreeMap::new();
         for (id, (number, state)) in &acknowledged {
             let credential = test_claim(*number, InstanceId::new("x"), NOW).credential;
             let found = ledger.find(credential.digest()).await.unwrap();
@@ -50,11 +60,40 @@ async fn acknowledged_writes_outlive_the_process() {
             assert!(found.id == *id && reached(found.state) >= reached(*state), "round {round}: {found:?}, {state:?}");
             let stored = ledger.transactions_of(*id).await.unwrap().len();
             assert_eq!(stored, usize::from(found.state != PaymentState::Claimed), "round {round}: {found:?}");
+            reached_by_rows.insert(id.to_string(), found.state);
+        }
+        // One line for each write of a row, whether its caller was told of it or not.
+        let log = whole_log(&ledger).await;
+        let mut lines: BTreeMap<String, usize> = BTreeMap::new();
+        for line in &log {
+            let line: serde_json::Value = serde_json::from_str(&line.text).unwrap();
+            *lines.entry(line["payment"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+        for (id, state) in reached_by_rows {
+            let writes = [PaymentState::Claimed, PaymentState::Settling, PaymentState::Settled];
+            let writes = 1 + writes.iter().position(|known| *known == state).unwrap();
+            assert_eq!(lines.get(&id), Some(&writes), "round {round}: {id}, {state:?}");
         }
         let filter = PaymentFilter { state: Some(PaymentState::Void), ..PaymentFilter::default() };
         assert_eq!(ledger.list(&filter).await.unwrap(), []);
+        drop(ledger);
+        let expected: String = log.into_iter().map(|line| line.text + "\n").collect();
+        let copied = std::fs::read_to_string(audit_file(&path)).unwrap();
+        assert!(copied == expected, "round {round}: the copy has {} bytes, not {}", copied.len(), expected.len());
     }
     assert!(acknowledged.len() > 100, "only {} payments: the test is too short to say anything", acknowledged.len());
+}
+
+async fn whole_log(ledger: &SqliteLedger) -> Vec<AuditLine> {
+    let mut log: Vec<AuditLine> = Vec::new();
+    loop {
+        let page = ledger.audit_lines(log.last().map_or(0, |line| line.sequence), 1_000).await.unwrap();
+        if page.is_empty() {
+            return log;
+        }
+        verify_audit(log.last().cloned(), page.clone()).unwrap();
+        log.extend(page);
+    }
 }
 
 /// Any time up to the length of a few commits.

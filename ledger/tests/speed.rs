@@ -18,7 +18,8 @@ const OPERATIONS: u64 = 20_000;
 #[ignore = "a measurement"]
 async fn claims_and_finds_per_second() {
     let folder = tempfile::tempdir().unwrap();
-    let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+    let options =
+        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
     let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
     let mut first = 0;
     for callers in [1, 16, 64] {
@@ -53,7 +54,8 @@ async fn claims_and_finds_per_second() {
 #[ignore = "a measurement"]
 async fn whole_payments_per_second() {
     let folder = tempfile::tempdir().unwrap();
-    let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+    let options =
+        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
     let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
     let mut first = 0;
     for (callers, operations) in [(1, OPERATIONS / 20), (64, OPERATIONS)] {

@@ -126,11 +126,7 @@ fn relayer_key(relayer: &Relayer, dir: &Path, env: Environment<'_>) -> Result<Ev
 }
 
 /// Every chain. `None` after noting why.
-pub(super) fn chains(
-    tables: Option<Tables<ChainLiteral, 32>>,
-    dir: &Path,
-    notes: &mut Notes,
-) -> Option<Vec<Chain>> {
+pub(super) fn chains(tables: Option<Tables<ChainLiteral, 32>>, dir: &Path, notes: &mut Notes) -> Option<Vec<Chain>> {
     let tables = tables?.0;
     let mut networks: HashMap<Network, usize> = HashMap::new();
     for (index, chain) in tables.iter().enumerate() {
@@ -169,10 +165,16 @@ fn resolve_chain(index: usize, chain: Located<ChainLiteral>, dir: &Path, notes: 
     };
     let (assets, role) = assets?;
     let network = network?;
-    let native = value(chain.native).map(|symbol| symbol.0).or_else(|| farebox_evm::known_native(&network).map(str::to_owned));
+    let native =
+        value(chain.native).map(|symbol| symbol.0).or_else(|| farebox_evm::known_native(&network).map(str::to_owned));
     if role == NativeRole::Payment && native.is_none() {
         let what = format!("the coin of {network} is taken, and nothing says what it is called");
-        notes.wrong_hint::<()>(span.clone(), format!("chain[{index}].native"), what, "add native = \"ETH\", or its own name");
+        notes.wrong_hint::<()>(
+            span.clone(),
+            format!("chain[{index}].native"),
+            what,
+            "add native = \"ETH\", or its own name",
+        );
     }
     Some(Chain {
         span,
@@ -305,17 +307,13 @@ fn resolve_source(chain: usize, source: Located<RpcSource>, notes: &mut Notes) -
     Some(Located::new(span, source))
 }
 
-fn resolve_quorum(
-    chain: usize,
-    quorum: Located<QuorumLiteral>,
-    sources: usize,
-    notes: &mut Notes,
-) -> Option<Quorum> {
+fn resolve_quorum(chain: usize, quorum: Located<QuorumLiteral>, sources: usize, notes: &mut Notes) -> Option<Quorum> {
     let span = quorum.span();
     let quorum = quorum.into_inner();
     let agree = usize::try_from(value(quorum.agree)?.0).ok()?;
     if agree > sources {
-        let what = format!("{agree} sources have to agree, and rpc names {sources}: no payment above would ever be believed");
+        let what =
+            format!("{agree} sources have to agree, and rpc names {sources}: no payment above would ever be believed");
         return notes.wrong(span, format!("chain[{chain}].quorum"), what);
     }
     Some(Quorum { agree, above: value(quorum.above)?.0 })

@@ -7,13 +7,13 @@ use farebox_gateway::{UpstreamHost, UpstreamUrl};
 use ipnet::IpNet;
 
 use super::{
+    money::{
+        Confirmations, FinalityLiteral, NetworkFeeLiteral, Percent, PricingLiteral, QuorumLiteral, RateLiteral,
+        RpcSource, TransferLiteral,
+    },
     read::{
         Absent::{Default, Means, Refused},
         keys,
-    },
-    money::{
-        Confirmations, FinalityLiteral, NetworkFeeLiteral, Percent, PricingLiteral, QuorumLiteral, RateLiteral, RpcSource,
-        TransferLiteral,
     },
     secret::SecretRef,
     values::{

@@ -119,7 +119,10 @@ pub(crate) enum Confirmations {
 
 impl Literal for Confirmations {
     fn expected() -> String {
-        format!("{}; or tiers such as [{{ up_to = \"$1\", blocks = 1 }}, {{ blocks = 6 }}]", FinalityLiteral::expected())
+        format!(
+            "{}; or tiers such as [{{ up_to = \"$1\", blocks = 1 }}, {{ blocks = 6 }}]",
+            FinalityLiteral::expected()
+        )
     }
 
     fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {

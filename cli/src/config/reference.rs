@@ -8,8 +8,8 @@ use super::{
         RouteLiteral, ServerLiteral, TlsLiteral, UpstreamLiteral,
     },
     money::{
-        ChainlinkLiteral, HttpRateLiteral, NetworkFeeLiteral, PricingLiteral, QuorumLiteral, RateLiteral, SourceLiteral,
-        TierLiteral, TransferLiteral,
+        ChainlinkLiteral, HttpRateLiteral, NetworkFeeLiteral, PricingLiteral, QuorumLiteral, RateLiteral,
+        SourceLiteral, TierLiteral, TransferLiteral,
     },
     read::{Absent, Keys},
     values::TokenLiteral,

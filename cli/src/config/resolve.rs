@@ -286,9 +286,11 @@ fn resolve_transfer(
         let what = "a quote names the URL that callers know, and the config does not say it";
         return notes.wrong_hint(span, "transfer", what, "add public_url = \"https://api.example\" at the top");
     }
-    let times = TransferTimes { pay_within: value(transfer.pay_within)?.0, claim_within: value(transfer.claim_within)?.0 };
+    let times =
+        TransferTimes { pay_within: value(transfer.pay_within)?.0, claim_within: value(transfer.claim_within)?.0 };
     if times.claim_within <= times.pay_within {
-        let what = "claim_within must be longer than pay_within, or what was paid in time could come too late to be claimed";
+        let what =
+            "claim_within must be longer than pay_within, or what was paid in time could come too late to be claimed";
         return notes.wrong(span, "transfer.claim_within", what);
     }
     Some(times)

@@ -24,7 +24,11 @@ struct Books {
 impl Books {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+        let options = SqliteOptions {
+            instance: InstanceId::new("i"),
+            answers_kept_for: Duration::from_secs(60),
+            audit_file: None,
+        };
         let ledger = SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap();
         Self { folder, ledger: Arc::new(ledger) }
     }

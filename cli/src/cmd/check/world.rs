@@ -79,7 +79,11 @@ fn ledger(config: &Config, findings: &mut Findings) {
     if !path.exists() {
         return new_ledger(path, subject, findings);
     }
-    let options = SqliteOptions { instance: system::instance(&OsEntropy), answers_kept_for: config.replay.keep_for };
+    let options = SqliteOptions {
+        instance: system::instance(&OsEntropy),
+        answers_kept_for: config.replay.keep_for,
+        audit_file: None,
+    };
     match SqliteLedger::open(path, options, SystemClock.now()) {
         Ok(_) => findings.pass("ledger", subject, "can be read and written"),
         Err(error @ OpenError::InUse { .. }) => {

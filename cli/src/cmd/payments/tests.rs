@@ -28,7 +28,8 @@ struct Books {
 /// A ledger in use, with payments claimed one a minute: the first settled, the others not.
 async fn books(count: u64) -> Books {
     let folder = tempfile::tempdir().unwrap();
-    let options = SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60) };
+    let options =
+        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
     let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
     // At once, so that they share commits.
     let mut claims = tokio::task::JoinSet::new();
