@@ -2,6 +2,10 @@
 //!
 //! The rules of a payment's life are core's; this crate keeps rows and makes them durable. Every change waits in one queue
 //! for one writer thread, which commits whatever is waiting as a group, so that many callers share one flush to disk.
+//!
+//! Each decision's line of the audit log is in the commit of what it tells, and one writer makes one chain of hashes. The table refuses
+//! changes, which stops accidents; what somebody does with the file in hand shows in the chain, and at its end only against a hash that was
+//! kept elsewhere.
 
 mod audit;
 mod audit_file;

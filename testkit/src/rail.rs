@@ -318,6 +318,7 @@ impl Rail for ScriptedRail {
 }
 
 /// The one offer of a scripted rail: dollars and `USDC` at par.
+#[expect(clippy::result_large_err, reason = "the error is the port's")]
 pub(crate) fn offer_for(rail: RailName, price: &Price) -> Result<Vec<Offer>, OfferError> {
     let amount = match price {
         Price::Usd(amount) => *amount,

@@ -325,3 +325,86 @@ impl Lookups for TestLookups {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use farebox_core::{Decimal, RouteId};
+
+    use super::*;
+    use crate::Purchase;
+
+    const NOW: Timestamp = Timestamp::from_unix_s(1_800_000_000);
+    const URL: &str = "https://api.example.com/v1/x";
+
+    /// What a gateway learns of a claim of `hash` by `payer`, changed by `change` before it is sent.
+    async fn told(
+        rail: &ScriptedTransfers,
+        payer: TestPayer,
+        hash: [u8; 32],
+        change: impl FnOnce(&mut TransferCredential),
+    ) -> Result<Verified, VerifyError> {
+        let price = Price::Usd("0.01".parse::<Decimal>().unwrap());
+        let offers = rail.offers(&price, FeeTerms::default()).unwrap();
+        let purchase = Purchase { quote: "q", method: "GET", url: URL, code_expires_at: NOW };
+        let mut credential = payer.claim_transfer(&offers[0], hash, purchase);
+        if let Credential::Transfer(transfer) = &mut credential {
+            change(transfer);
+        }
+        let presented = Presented {
+            credential: &credential,
+            route: &RouteId::new("r"),
+            method: "GET",
+            url: URL,
+            offers: &offers,
+            now: NOW,
+            lookups: &TestLookups::Enough,
+        };
+        let checked = rail.authenticate(&presented).await?.unwrap();
+        rail.verify(&checked, &TestLookups::Enough).await
+    }
+
+    fn code(error: VerifyError) -> String {
+        match error {
+            VerifyError::Rejected(rejected) => rejected.code.into_owned(),
+            VerifyError::Refused(refusal) => refusal.code.into_owned(),
+            VerifyError::Unavailable { .. } => "unavailable".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_paid_is_found_and_what_was_not_is_refused_by_name() {
+        let rail = ScriptedTransfers::new();
+        let hash = rail.transfer(TestPayer(1), &[9_999, 10_000, 10_001]);
+        let Verified::Paid(paid) = told(&rail, TestPayer(1), hash, |_| {}).await.unwrap() else { panic!("not paid") };
+        let found: Vec<_> = paid.arrivals.iter().map(|a| (a.proof.transfer_position(), a.units)).collect();
+        assert_eq!(found, [(Some(1), 10_000), (Some(2), 10_001)], "by position, without the short one");
+        let dust = rail.transfer(TestPayer(1), &[9_999]);
+        for (payer, hash, change, expected) in [
+            (TestPayer(2), hash, (|_| {}) as fn(&mut TransferCredential), "wrong_payer"),
+            (TestPayer(1), hash, |t| t.code.signature[0] ^= 1, "bad_signature"),
+            (TestPayer(1), hash, |t| t.code.method = "POST".into(), "resource_mismatch"),
+            (TestPayer(1), hash, |t| t.code.amount += 1, "terms_mismatch"),
+            (TestPayer(1), hash, |t| t.code.expires_at -= 31, "payment_code_expired"),
+            (TestPayer(1), dust, |_| {}, "underpaid"),
+            (TestPayer(1), [7; 32], |_| {}, "payment_not_found"),
+        ] {
+            assert_eq!(code(told(&rail, payer, hash, change).await.unwrap_err()), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reorganisation_takes_the_block_and_the_transfer() {
+        let rail = ScriptedTransfers::new();
+        let hash = rail.transfer(TestPayer(1), &[10_000]);
+        let Verified::Paid(paid) = told(&rail, TestPayer(1), hash, |_| {}).await.unwrap() else { panic!("not paid") };
+        let network = test_network();
+        assert!(rail.windows().await[0].blocks.contains(&paid.block));
+        assert_eq!(rail.is_canonical(&network, &paid.block).await.unwrap(), Canonical::Holds);
+        rail.reorganise(&paid.transaction);
+        assert!(!rail.windows().await[0].blocks.contains(&paid.block));
+        assert_eq!(rail.is_canonical(&network, &paid.block).await.unwrap(), Canonical::Gone);
+        assert_eq!(code(told(&rail, TestPayer(1), hash, |_| {}).await.unwrap_err()), "payment_not_found");
+        rail.lose_chain();
+        assert!(rail.windows().await.is_empty() && rail.is_canonical(&network, &paid.block).await.is_err());
+    }
+}

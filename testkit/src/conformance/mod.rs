@@ -121,7 +121,7 @@ impl ClaimOf {
             amount: offer.amount,
             pay_to: offer.pay_to,
             valid_until,
-            finality: if self.proof % 2 == 0 { Finality::Blocks(3) } else { Finality::Safe },
+            finality: if self.proof.is_multiple_of(2) { Finality::Blocks(3) } else { Finality::Safe },
             arrived,
             request: request_of(self.id),
             holder: self.holder,
