@@ -11,6 +11,7 @@ mod check;
 mod config;
 mod error;
 mod follower;
+mod fee;
 mod inspect;
 mod key;
 mod known;
@@ -18,6 +19,7 @@ mod lane;
 mod node;
 mod outcome;
 mod rail;
+mod rates;
 mod settle;
 mod signature;
 #[cfg(test)]
@@ -40,4 +42,5 @@ pub use known::{KNOWN_ASSETS, KnownAsset, is_test_network, known_asset, known_na
 pub use node::{SecretText, SourceConfig, SourceKind};
 pub use rail::EvmRail;
 pub use transfer::{TransferParts, TransferRail};
+pub use rates::{NoRate, Rate, RateConfig, RateConfigError, RateSource, Rates};
 pub use wallet::LocalWallet;

@@ -139,6 +139,7 @@ mod tests {
             status: U64::from(status),
             gas_used: U64::from(1),
             effective_gas_price: U256::from(1),
+            l1_fee: None,
             logs,
         };
         let transfer =

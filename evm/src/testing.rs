@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use alloy::primitives::{Address, B256, U64, U256};
 use farebox_core::{Finality, Network};
 
-use crate::{AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, NativeCoin, NativeRole, Pegged, RpcUrl};
+use crate::{
+    AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, NativeCoin, NativeRole, Pegged, RpcUrl, node::Receipt,
+};
 
 /// The chain of the recorded payments, with a relayer and its own coin.
 pub(crate) fn chain() -> ChainConfig {
@@ -24,5 +27,21 @@ pub(crate) fn chain() -> ChainConfig {
         head_age_max: Duration::from_secs(120),
         quorum: None,
         limits: ChainLimits { max_timeout_s: 60, ..ChainLimits::default() },
+    }
+}
+
+/// A receipt of a transaction to `to` that succeeded.
+pub(crate) fn receipt(to: Address, gas_used: u64) -> Receipt {
+    Receipt {
+        transaction_hash: B256::ZERO,
+        from: Address::ZERO,
+        to: Some(to),
+        block_hash: B256::ZERO,
+        block_number: U64::from(1),
+        status: U64::from(1),
+        gas_used: U64::from(gas_used),
+        effective_gas_price: U256::from(1),
+        l1_fee: None,
+        logs: Vec::new(),
     }
 }

@@ -10,7 +10,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::slot::{Ended, Slot};
+use super::{
+    market::Market,
+    slot::{Ended, Slot},
+};
 use crate::{
     ChainLimits,
     node::{Broadcast, NoAnswer, Node, Receipt, ask},
@@ -114,6 +117,7 @@ pub(super) struct Courier {
     watched: Mutex<BTreeMap<u64, Watched>>,
     added: Notify,
     reports: mpsc::Sender<Report>,
+    market: Arc<Market>,
     poll_min: Duration,
     poll_max: Duration,
 }
@@ -123,6 +127,7 @@ impl Courier {
         node: Node,
         store: Arc<dyn TransactionStore>,
         reports: mpsc::Sender<Report>,
+        market: Arc<Market>,
         limits: &ChainLimits,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -133,6 +138,7 @@ impl Courier {
             watched: Mutex::default(),
             added: Notify::new(),
             reports,
+            market,
             poll_min: limits.poll_min,
             poll_max: limits.poll_max,
         })
@@ -342,6 +348,7 @@ impl Courier {
     /// Tells whoever waits first, then the lane, then the store.
     async fn mined(&self, nonce: u64, receipt: Receipt, slot: Option<Arc<Slot>>) {
         let (hash, cost) = (receipt.transaction_hash, receipt.gas_cost());
+        self.market.note(&receipt);
         let fate = if receipt.succeeded() { TransactionFate::Succeeded } else { TransactionFate::Reverted };
         if let Some(slot) = slot {
             slot.end(Ended::Mined(Box::new(receipt)));

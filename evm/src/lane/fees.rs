@@ -17,7 +17,7 @@ const FRESH: Duration = Duration::from_secs(2);
 /// For how long an old quote is used if the node does not give a new one.
 const STALE_MAX: Duration = Duration::from_secs(30);
 /// Tip when recent blocks tell none: 0.001 gwei.
-const TIP_MIN: u128 = 1_000_000;
+pub(super) const TIP_MIN: u128 = 1_000_000;
 
 /// What a transaction offers per gas, wei.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 
 mod courier;
 mod fees;
+mod market;
 mod slot;
 mod writer;
 
@@ -23,6 +24,7 @@ use tokio::{
 use self::{courier::Courier, slot::Slot, writer::Writer};
 pub(crate) use self::{
     fees::Quote,
+    market::{CostUnknown, Market, SETTLEMENT_GAS},
     slot::{Ended, Unsent},
 };
 use crate::{ChainConfig, ChainLimits, ConnectError, EvmKey, node::Node};
@@ -40,6 +42,7 @@ pub(crate) struct Lane {
     places: Arc<Semaphore>,
     waiting: Semaphore,
     limits: ChainLimits,
+    market: Arc<Market>,
     /// When and why the last settlement found that nothing can be sent.
     stalled: Mutex<Option<(Instant, Unsent)>>,
 }
@@ -75,7 +78,12 @@ impl Lane {
     ) -> Result<Self, ConnectError> {
         let (jobs, jobs_in) = mpsc::channel(config.limits.in_flight_max);
         let (reports, reports_in) = mpsc::channel(REPORTS_MAX);
-        let courier = Courier::new(node.clone(), store.clone(), reports, &config.limits);
+        let market = Market::new(config);
+        if let Err(error) = market.refresh(node).await {
+            tracing::warn!(network = %config.network, error = &error as &dyn std::error::Error, "what gas costs could not be read");
+        }
+        tokio::spawn(Market::keep(Arc::downgrade(&market), node.clone()));
+        let courier = Courier::new(node.clone(), store.clone(), reports, market.clone(), &config.limits);
         let writer = Writer::restore(config, relayer, chain_id, node, courier.clone(), store, clock).await?;
         tokio::spawn(courier.clone().carry_outbox());
         tokio::spawn(courier.watch_receipts());
@@ -85,6 +93,7 @@ impl Lane {
             places: Arc::new(Semaphore::new(config.limits.in_flight_max)),
             waiting: Semaphore::new(config.limits.lane_queue_max),
             limits: config.limits.clone(),
+            market,
             stalled: Mutex::default(),
         })
     }
@@ -98,6 +107,14 @@ impl Lane {
             _ => None,
         };
         ended
+    }
+
+    /// What a settlement of this token is expected to cost, wei; told without asking anybody.
+    ///
+    /// # Errors
+    /// The chain has not told for too long.
+    pub(crate) fn settlement_cost(&self, token: Address) -> Result<u128, CostUnknown> {
+        self.market.settlement_cost(token)
     }
 
     /// Why nothing could be sent a moment ago, such as a relayer without gas. Whoever asks before work is done saves the work; now

@@ -18,6 +18,9 @@ pub(crate) struct Receipt {
     pub(crate) gas_used: U64,
     #[serde(default)]
     pub(crate) effective_gas_price: U256,
+    /// What a rollup of the OP stack charges beside gas for its data on the chain below, wei.
+    #[serde(default)]
+    pub(crate) l1_fee: Option<U256>,
     pub(crate) logs: Vec<Log>,
 }
 
@@ -39,7 +42,13 @@ impl Receipt {
 
     /// What it cost, wei; saturates.
     pub(crate) fn gas_cost(&self) -> u128 {
-        u128::try_from(self.effective_gas_price).unwrap_or(u128::MAX).saturating_mul(self.gas_used.to())
+        let gas = u128::try_from(self.effective_gas_price).unwrap_or(u128::MAX).saturating_mul(self.gas_used.to());
+        gas.saturating_add(self.data_fee())
+    }
+
+    /// What of the cost is for data, wei; saturates.
+    pub(crate) fn data_fee(&self) -> u128 {
+        self.l1_fee.map_or(0, |fee| u128::try_from(fee).unwrap_or(u128::MAX))
     }
 }
 

@@ -1,0 +1,97 @@
+//! What a price becomes once the network's fee has a part in it.
+
+use farebox_core::{FeeTerms, NetworkFee};
+
+/// Why there is no price with the fee in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotPriced {
+    /// The fee is a larger part of what is charged than the terms allow.
+    Share {
+        /// Rounded up.
+        fee_percent: u64,
+        percent_max: u32,
+    },
+    /// 2^128 units or more.
+    TooLarge,
+}
+
+/// The units to charge for a price of `units` whose settlement costs `fee` units, and what of them the fee is. Whatever is added is
+/// rounded up, by less than one unit, for the seller.
+pub(crate) fn priced(units: u128, fee: u128, terms: FeeTerms) -> Result<(u128, NetworkFee), NotPriced> {
+    let (charged, part, told) = match terms.added_with_buffer_percent {
+        Some(buffer) => {
+            let percent = 100 + u128::from(buffer);
+            let added = fee.checked_mul(percent).ok_or(NotPriced::TooLarge)?.div_ceil(100);
+            let charged = units.checked_add(added).ok_or(NotPriced::TooLarge)?;
+            (charged, added, NetworkFee::Included(added))
+        }
+        None => (units, fee, NetworkFee::Absorbed(fee)),
+    };
+    if let Some(percent_max) = terms.share_percent_max {
+        // Without a product that could overflow: part * 100 > charged * max.
+        let hundredfold = part.checked_mul(100).ok_or(NotPriced::TooLarge)?;
+        let fee_percent = if charged == 0 { u128::MAX } else { hundredfold.div_ceil(charged) };
+        if fee_percent > u128::from(percent_max) {
+            return Err(NotPriced::Share { fee_percent: u64::try_from(fee_percent).unwrap_or(u64::MAX), percent_max });
+        }
+    }
+    Ok((charged, told))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn terms(buffer: Option<u32>, share: Option<u32>) -> FeeTerms {
+        FeeTerms { added_with_buffer_percent: buffer, share_percent_max: share }
+    }
+
+    #[test]
+    fn a_fee_is_added_with_its_buffer_or_borne() {
+        assert_eq!(priced(10_000, 3_120, terms(Some(25), None)), Ok((13_900, NetworkFee::Included(3_900))));
+        assert_eq!(priced(10_000, 1, terms(Some(25), None)), Ok((10_002, NetworkFee::Included(2))));
+        assert_eq!(priced(10_000, 0, terms(Some(25), None)), Ok((10_000, NetworkFee::Included(0))));
+        assert_eq!(priced(10_000, 3_120, terms(None, None)), Ok((10_000, NetworkFee::Absorbed(3_120))));
+        assert_eq!(priced(u128::MAX, 1, terms(Some(0), None)), Err(NotPriced::TooLarge));
+    }
+
+    #[test]
+    fn a_fee_that_is_too_large_a_part_makes_no_offer() {
+        let share = |fee_percent, percent_max| Err(NotPriced::Share { fee_percent, percent_max });
+        assert!(priced(100, 50, terms(None, Some(50))).is_ok());
+        assert_eq!(priced(100, 51, terms(None, Some(50))), share(51, 50));
+        assert_eq!(priced(1_000, 501, terms(None, Some(50))), share(51, 50));
+        assert_eq!(priced(100, 1_000, terms(None, Some(50))), share(1_000, 50));
+        assert!(priced(100, 100, terms(Some(0), Some(50))).is_ok());
+        assert_eq!(priced(100, 102, terms(Some(0), Some(50))), share(51, 50));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_charged_covers_price_and_buffered_fee_and_less_than_a_unit_more(
+            units in 1u128..10u128.pow(30), fee in 0u128..10u128.pow(30), buffer in 0u32..1_000,
+        ) {
+            let (charged, told) = priced(units, fee, terms(Some(buffer), None)).unwrap();
+            let NetworkFee::Included(added) = told else { panic!("{told:?}") };
+            let due = fee * u128::from(100 + buffer);
+            prop_assert_eq!(charged, units + added);
+            prop_assert!(added * 100 >= due && added * 100 < due + 100);
+        }
+
+        #[test]
+        fn the_share_is_never_above_what_is_allowed(
+            units in 1u128..10u128.pow(30), fee in 0u128..10u128.pow(30), buffer in proptest::option::of(0u32..500), max in 0u32..200,
+        ) {
+            match priced(units, fee, terms(buffer, Some(max))) {
+                Ok((charged, NetworkFee::Included(part) | NetworkFee::Absorbed(part))) => {
+                    prop_assert!(part * 100 <= charged * u128::from(max));
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(NotPriced::Share { fee_percent, .. }) => prop_assert!(fee_percent > u64::from(max)),
+                Err(NotPriced::TooLarge) => prop_assert!(false),
+            }
+        }
+    }
+}
