@@ -9,7 +9,7 @@ use farebox_core::{
 };
 
 use crate::{
-    ChainConfig, ConnectError, FinalityTier, abi, address,
+    ChainConfig, ConnectError, FinalityTier, Rates, abi, address,
     bounced::Bounced,
     follower::Follower,
     lane::Lane,
@@ -35,6 +35,7 @@ pub(crate) struct Chain {
     pub(crate) store: Arc<dyn TransactionStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) bounced: Bounced,
+    pub(crate) rates: Arc<Rates>,
 }
 
 impl Chain {
@@ -43,6 +44,7 @@ impl Chain {
         config: ChainConfig,
         store: Arc<dyn TransactionStore>,
         clock: Arc<dyn Clock>,
+        rates: Arc<Rates>,
     ) -> Result<Self, ConnectError> {
         let chain_id = validate(&config)?;
         let node = node_of(&config, chain_id)?;
@@ -65,7 +67,7 @@ impl Chain {
         };
         let follower = Follower::default();
         follower.refresh_fee(&node).await;
-        Ok(Self { config, node, tokens, coins, lane, follower, store, clock, bounced: Bounced::default() })
+        Ok(Self { config, node, tokens, coins, lane, follower, store, clock, bounced: Bounced::default(), rates })
     }
 
     pub(crate) fn token(&self, asset: &AssetId) -> Option<&Token> {
@@ -130,7 +132,7 @@ impl Chain {
     pub(crate) fn agreement(&self, amount: &Amount) -> Agreement {
         let Some(quorum) = self.config.quorum else { return Agreement::ONE };
         let coin = self.coins.iter().find(|coin| coin.asset == amount.asset);
-        let worth = coin.and_then(|coin| coin.dollars(amount.units));
+        let worth = coin.and_then(|coin| coin.dollars(amount.units, &self.rates));
         if worth.is_some_and(|worth| worth <= quorum.above) { Agreement::ONE } else { Agreement(quorum.agree) }
     }
 }

@@ -7,14 +7,14 @@ use farebox_core::{
     ports::{BoxError, Canonical, ChainWindow, Clock, TransactionStore},
 };
 
-use crate::{ChainConfig, ConnectError, EvmRail, TransferParts, TransferRail, chain::Chain};
+use crate::{ChainConfig, ConnectError, EvmRail, Rates, TransferParts, TransferRail, chain::Chain};
 
 /// Every configured chain: its sources, its tokens, its relayer's lane. Clones share them; the lanes end with the last.
 #[derive(Clone, Debug)]
 pub struct EvmChains(Arc<[Chain]>);
 
 impl EvmChains {
-    /// Asks every chain what its tokens are, and starts the lanes of those with a relayer, which first broadcast again what an
+    /// Asks every chain what its tokens are, begins to read the rates, and starts the lanes of those with a relayer, which first broadcast again what an
     /// earlier run left open. Needs a running tokio runtime.
     ///
     /// # Errors
@@ -23,14 +23,18 @@ impl EvmChains {
         chains: Vec<ChainConfig>,
         store: Arc<dyn TransactionStore>,
         clock: Arc<dyn Clock>,
+        rates: Arc<Rates>,
     ) -> Result<Self, ConnectError> {
         let mut seen = HashSet::new();
         if let Some(twice) = chains.iter().find(|chain| !seen.insert(&chain.network)) {
             let problem = "is configured twice".to_owned();
             return Err(ConnectError::Config { network: twice.network.clone(), problem });
         }
-        let connecting = chains.into_iter().map(|chain| Chain::connect(chain, store.clone(), clock.clone()));
-        Ok(Self(futures_util::future::try_join_all(connecting).await?.into()))
+        let connecting =
+            chains.into_iter().map(|chain| Chain::connect(chain, store.clone(), clock.clone(), rates.clone()));
+        let chains = Self(futures_util::future::try_join_all(connecting).await?.into());
+        rates.begin(|network| chains.find(network).map(|chain| chain.node.clone())).await;
+        Ok(chains)
     }
 
     /// The x402 rail on the chains that have a relayer; `None` if none has.

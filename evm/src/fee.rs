@@ -1,6 +1,59 @@
 //! What a price becomes once the network's fee has a part in it.
 
-use farebox_core::{FeeTerms, NetworkFee};
+use farebox_core::{
+    FeeTerms, NetworkFee, Offer, Price,
+    ports::{BoxError, OfferError},
+};
+
+use crate::{
+    chain::Chain,
+    rates,
+    token::{Coin, Token},
+};
+
+impl Chain {
+    /// The offer for `price` in a token that we settle, with the settlement's gas in it as `terms` say; `None` if the token is not meant
+    /// by the price. Without terms the fee is told if it is known.
+    pub(crate) fn settled_offer(
+        &self,
+        token: &Token,
+        price: &Price,
+        terms: FeeTerms,
+    ) -> Result<Option<Offer>, OfferError> {
+        let Some(mut offer) = token.offer(price, &self.config, &self.rates)? else { return Ok(None) };
+        let coin = Coin::of(token);
+        let fee = match self.settlement_fee(token, &coin) {
+            Ok(fee) => fee,
+            Err(_) if terms == FeeTerms::default() => return Ok(Some(offer)),
+            Err(source) => return Err(coin.no_rate(price, source)),
+        };
+        let (units, told) = priced(offer.amount.units, fee, terms).map_err(|not| match not {
+            NotPriced::TooLarge => coin.no_rate(price, "the network fee makes it 2^128 units or more"),
+            NotPriced::Share { fee_percent, percent_max } => OfferError::FeeShare {
+                price: price.clone(),
+                symbol: token.symbol.clone(),
+                network: self.config.network.clone(),
+                fee_percent,
+                percent_max,
+            },
+        })?;
+        offer.amount.units = units;
+        offer.network_fee = Some(told);
+        // What waits for finality is the whole amount.
+        offer.finality = self.config.finality(coin.dollars(units, &self.rates));
+        Ok(Some(offer))
+    }
+
+    /// What a settlement costs us, in the token's units.
+    fn settlement_fee(&self, token: &Token, coin: &Coin) -> Result<u128, BoxError> {
+        let lane = self.lane.as_ref().ok_or("no relayer is configured")?;
+        let native = self.config.native.as_ref().ok_or("the chain's own coin has no symbol in the config")?;
+        let native = self.rates.dollars(&native.symbol)?.dollars;
+        let wei = lane.settlement_cost(token.address)?;
+        let fee = rates::fee_units(wei, native, coin.rate(&self.rates)?, token.decimals);
+        fee.ok_or_else(|| "the network fee makes 2^128 units or more".into())
+    }
+}
 
 /// Why there is no price with the fee in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,23 +45,23 @@ impl Rail for EvmRail {
     }
 
     fn offers(&self, price: &Price, fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
-        if fee != FeeTerms::default()
-            && let Some((chain, token)) = self.settled_here().find_map(|chain| Some((chain, chain.tokens.first()?)))
-        {
-            return Err(OfferError::NoRate {
-                price: price.clone(),
-                symbol: token.symbol.clone(),
-                network: chain.config.network.clone(),
-                source: "the network fee is not followed".into(),
-            });
-        }
         let mut offers = Vec::new();
+        let mut first = None;
         for chain in self.settled_here() {
             for token in &chain.tokens {
-                offers.extend(token.offer(price, &chain.config)?);
+                match chain.settled_offer(token, price, fee) {
+                    Ok(offer) => offers.extend(offer),
+                    // A price that the seller wrote wrong is told; what is not known now, or too dear on this chain, is left out.
+                    Err(error @ OfferError::NotExact { .. }) => return Err(error),
+                    Err(error) => first = first.or(Some(error)),
+                }
             }
         }
-        if offers.is_empty() { Err(OfferError::NoAsset { price: price.clone() }) } else { Ok(offers) }
+        match first {
+            _ if !offers.is_empty() => Ok(offers),
+            Some(error) => Err(error),
+            None => Err(OfferError::NoAsset { price: price.clone() }),
+        }
     }
 
     fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {

@@ -1,12 +1,13 @@
 //! What unit tests stand on.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use alloy::primitives::{Address, B256, U64, U256};
-use farebox_core::{Finality, Network};
+use farebox_core::{Finality, Network, Timestamp, ports::Clock};
 
 use crate::{
-    AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, NativeCoin, NativeRole, Pegged, RpcUrl, node::Receipt,
+    AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, NativeCoin, NativeRole, Pegged, Rates, RpcUrl,
+    node::Receipt,
 };
 
 /// The chain of the recorded payments, with a relayer and its own coin.
@@ -44,4 +45,18 @@ pub(crate) fn receipt(to: Address, gas_used: u64) -> Receipt {
         l1_fee: None,
         logs: Vec::new(),
     }
+}
+
+/// No rates, by a clock that stands still.
+pub(crate) fn no_rates() -> Arc<Rates> {
+    #[derive(Debug)]
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_unix_s(0)
+        }
+    }
+
+    Rates::none(Arc::new(Still))
 }

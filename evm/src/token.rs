@@ -4,13 +4,17 @@ use alloy::{
     primitives::{Address, B256, Bytes, U64},
     sol_types::SolCall,
 };
-use farebox_core::{Amount, AssetId, Decimal, EvmAddress, Network, Offer, Price, RailName, ports::OfferError};
+use farebox_core::{
+    Amount, AssetId, Decimal, EvmAddress, Network, Offer, Price, RailName,
+    ports::{BoxError, OfferError},
+};
 
 use crate::{
-    AssetConfig, ChainConfig, ConnectError, Pegged,
+    AssetConfig, ChainConfig, ConnectError, NoRate, Pegged, Rates,
     abi::Token as Abi,
     address, checksum,
     node::{Call, Called, Node},
+    rates,
     signature::domain_separator,
 };
 
@@ -67,14 +71,31 @@ impl Coin {
     }
 
     /// What so many units are worth in US dollars, if anybody knows.
-    pub(crate) fn dollars(&self, units: u128) -> Option<Decimal> {
-        (self.pegged == Pegged::UsDollar).then(|| Decimal::from_units(units, self.decimals))
+    pub(crate) fn dollars(&self, units: u128, rates: &Rates) -> Option<Decimal> {
+        match self.pegged {
+            Pegged::UsDollar => Some(Decimal::from_units(units, self.decimals)),
+            Pegged::No => rates::worth(units, rates.dollars(&self.symbol).ok()?.dollars, self.decimals),
+        }
     }
 
-    /// The units for `price`, if this coin is meant by it.
-    pub(crate) fn units(&self, price: &Price) -> Result<Option<u128>, OfferError> {
+    /// What one whole coin is worth in US dollars.
+    pub(crate) fn rate(&self, rates: &Rates) -> Result<Decimal, NoRate> {
+        match self.pegged {
+            Pegged::UsDollar => Ok(Decimal::from_units(1, 0)),
+            Pegged::No => rates.dollars(&self.symbol).map(|rate| rate.dollars),
+        }
+    }
+
+    /// The units for `price`, if this coin is meant by it. A price in dollars is charged in a coin that is none at its rate, rounded up
+    /// to the unit: the seller gains less than one.
+    pub(crate) fn units(&self, price: &Price, rates: &Rates) -> Result<Option<u128>, OfferError> {
         let amount = match price {
             Price::Usd(dollars) if self.pegged == Pegged::UsDollar => dollars,
+            Price::Usd(dollars) if rates.knows(&self.symbol) => {
+                let rate = self.rate(rates).map_err(|source| self.no_rate(price, source))?;
+                let units = rates::units_for(*dollars, rate, self.decimals);
+                return units.map(Some).ok_or_else(|| self.no_rate(price, "the rate makes it 2^128 units or more"));
+            }
             Price::Token { amount, symbol } if *symbol == self.symbol => amount,
             Price::Usd(_) | Price::Token { .. } => return Ok(None),
         };
@@ -84,6 +105,15 @@ impl Coin {
             network: self.asset.network().clone(),
             source: Box::new(source),
         })
+    }
+
+    pub(crate) fn no_rate(&self, price: &Price, source: impl Into<BoxError>) -> OfferError {
+        OfferError::NoRate {
+            price: price.clone(),
+            symbol: self.symbol.clone(),
+            network: self.asset.network().clone(),
+            source: source.into(),
+        }
     }
 }
 
@@ -146,9 +176,9 @@ impl Token {
     }
 
     /// The x402 offer for `price`, if this token is meant by it.
-    pub(crate) fn offer(&self, price: &Price, chain: &ChainConfig) -> Result<Option<Offer>, OfferError> {
+    pub(crate) fn offer(&self, price: &Price, chain: &ChainConfig, rates: &Rates) -> Result<Option<Offer>, OfferError> {
         let coin = Coin::of(self);
-        let Some(units) = coin.units(price)? else { return Ok(None) };
+        let Some(units) = coin.units(price, rates)? else { return Ok(None) };
         Ok(Some(Offer {
             rail: RailName::X402,
             scheme: "exact".into(),
@@ -160,7 +190,7 @@ impl Token {
                 .map(|(key, value)| (key.to_owned(), value.clone().into()))
                 .into_iter()
                 .collect(),
-            finality: chain.finality(coin.dollars(units)),
+            finality: chain.finality(coin.dollars(units, rates)),
             network_fee: None,
         }))
     }

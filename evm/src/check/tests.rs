@@ -6,7 +6,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{EvmKey, Pegged, signature::domain_separator, testing::chain};
+use crate::{
+    EvmKey, Pegged,
+    signature::domain_separator,
+    testing::{chain, no_rates},
+};
 
 /// The first development key, with which the vectors were recorded.
 const KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
@@ -29,7 +33,7 @@ fn token(address: &str, name: &str) -> Token {
 }
 
 fn offer_in(token: &Token) -> Offer {
-    token.offer(&"$0.01".parse::<Price>().unwrap(), &chain()).unwrap().unwrap()
+    token.offer(&"$0.01".parse::<Price>().unwrap(), &chain(), &no_rates()).unwrap().unwrap()
 }
 
 fn run(tokens: &[Token], credential: &Credential, now_s: u64) -> Result<Checked, Rejected> {
@@ -188,6 +192,6 @@ fn a_price_is_offered_exactly_or_not_at_all() {
     assert_eq!(offer.amount, Amount { units: 10_000, asset: token.asset.clone() });
     assert_eq!((&*offer.asset_on_wire, &*offer.pay_to), (USDC, SELLER));
     assert_eq!(serde_json::Value::Object(offer.extra), serde_json::json!({"name": "USDC", "version": "2"}));
-    assert!(token.offer(&"$0.0000001".parse().unwrap(), &chain()).is_err());
-    assert_eq!(token.offer(&"1 EURC".parse().unwrap(), &chain()).unwrap(), None);
+    assert!(token.offer(&"$0.0000001".parse().unwrap(), &chain(), &no_rates()).is_err());
+    assert_eq!(token.offer(&"1 EURC".parse().unwrap(), &chain(), &no_rates()).unwrap(), None);
 }

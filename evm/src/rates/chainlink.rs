@@ -1,5 +1,7 @@
 //! A Chainlink aggregator, read on its chain. Source: `AggregatorV3Interface`.
 
+use std::sync::OnceLock;
+
 use alloy::{
     primitives::{Address, U64, U256},
     sol,
@@ -25,13 +27,19 @@ const DECIMALS_MAX: u8 = 18;
 
 #[derive(Debug)]
 pub(super) struct Feed {
-    node: Node,
+    /// The chain's sources, once it is connected.
+    node: OnceLock<Node>,
     aggregator: Address,
 }
 
 impl Feed {
-    pub(super) fn new(node: Node, aggregator: EvmAddress) -> Self {
-        Self { node, aggregator: address::alloy(aggregator) }
+    pub(super) fn new(aggregator: EvmAddress) -> Self {
+        Self { node: OnceLock::new(), aggregator: address::alloy(aggregator) }
+    }
+
+    /// From the first call on.
+    pub(super) fn ask_at(&self, node: Node) {
+        self.node.get_or_init(|| node);
     }
 
     /// The last round's answer, with the time at which it was given.
@@ -44,7 +52,8 @@ impl Feed {
         };
         let round = ask::call(&call(latestRoundDataCall {}.abi_encode()), None);
         let decimals = ask::call(&call(decimalsCall {}.abi_encode()), None);
-        let (round, decimals) = self.node.batch((round, decimals)).await?;
+        let node = self.node.get().ok_or("the chain of the feed is not connected")?;
+        let (round, decimals) = node.batch((round, decimals)).await?;
         let round = latestRoundDataCall::abi_decode_returns_validate(&returned(round)?)?;
         let decimals = decimalsCall::abi_decode_returns_validate(&returned(decimals)?)?;
         if decimals > DECIMALS_MAX {

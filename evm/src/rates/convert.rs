@@ -21,6 +21,13 @@ pub(crate) fn fee_units(wei: u128, native: Decimal, rate: Decimal, decimals: u8)
     divided(dollars * power(decimals)?, U512::from(rate) * power(18)?)
 }
 
+/// What so many units of a coin worth `rate` dollars a whole are worth, dollars, rounded up: what depends on it is caution.
+pub(crate) fn worth(units: u128, rate: Decimal, decimals: u8) -> Option<Decimal> {
+    let rate = rate.to_units(SCALE).ok()?;
+    let dollars = divided(U512::from(units) * U512::from(rate), power(decimals)?)?;
+    Some(Decimal::from_units(dollars, SCALE))
+}
+
 fn power(decimals: u8) -> Option<U512> {
     // No coin has more than 38 decimals, and 128 bits times 128 bits times 10^38 fit.
     (decimals <= 38).then(|| U512::from(10).pow(U512::from(decimals)))
@@ -63,6 +70,14 @@ mod tests {
         assert_eq!(fee_units(0, decimal("3000"), decimal("1"), 6), Some(0));
         assert_eq!(fee_units(wei, decimal("3000"), decimal("3000"), 18), Some(wei));
         assert_eq!(fee_units(u128::MAX, decimal("3000"), decimal("0.000001"), 18), None);
+    }
+
+    #[test]
+    fn what_is_held_is_worth_its_rate() {
+        assert_eq!(worth(10u128.pow(18), decimal("3000.5"), 18), Some(decimal("3000.5")));
+        assert_eq!(worth(1, decimal("3000"), 18), Some(decimal("0.000000000000003")));
+        assert_eq!(worth(1, decimal("0.000001"), 18), Some(decimal("0.000000000000000001")));
+        assert_eq!(worth(u128::MAX, decimal("3000"), 0), None);
     }
 
     proptest! {

@@ -8,7 +8,10 @@ use std::{
     collections::HashSet,
     error::Error,
     fmt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,9 +22,9 @@ use farebox_core::{
 use parking_lot::Mutex;
 use url::Url;
 
-pub(crate) use self::convert::{fee_units, units_for};
+pub(crate) use self::convert::{fee_units, units_for, worth};
 use self::{chainlink::Feed, json::Page};
-use crate::{SourceConfig, node::Node};
+use crate::node::Node;
 
 /// How long one reading may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,8 +61,8 @@ pub enum RateSource {
     Chainlink {
         /// The chain it is on, which has to be configured.
         network: Network,
-        /// The contract.
-        aggregator: EvmAddress,
+        /// The aggregator's contract, or its proxy.
+        address: EvmAddress,
     },
     /// A page of JSON over https, or http from this machine itself.
     Http {
@@ -74,7 +77,7 @@ impl fmt::Debug for RateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(dollars) => write!(f, "Fixed({dollars})"),
-            Self::Chainlink { network, aggregator } => write!(f, "Chainlink({network}, {aggregator:x})"),
+            Self::Chainlink { network, address } => write!(f, "Chainlink({network}, {address:x})"),
             Self::Http { url, pointer } => {
                 write!(f, "Http({}://{}/…, {pointer})", url.scheme(), url.host_str().unwrap_or_default())
             }
@@ -136,6 +139,7 @@ impl RateConfigError {
 pub struct Rates {
     entries: Vec<Entry>,
     clock: Arc<dyn Clock>,
+    reading: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -162,16 +166,11 @@ struct Known {
 }
 
 impl Rates {
-    /// Reads every rate once, and goes on reading. One that could not be read is told in the log, and not served. `sources` gives the
-    /// sources of a chain. Needs a running tokio runtime.
+    /// Takes the rates' configuration. They are read from when the chains are connected on, which some are read on.
     ///
     /// # Errors
     /// [`RateConfigError`]: what no reading could make good.
-    pub async fn start(
-        configs: Vec<RateConfig>,
-        sources: impl Fn(&Network) -> Option<Vec<SourceConfig>>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Arc<Self>, RateConfigError> {
+    pub fn start(configs: Vec<RateConfig>, clock: Arc<dyn Clock>) -> Result<Arc<Self>, RateConfigError> {
         let mut symbols = HashSet::new();
         let mut entries = Vec::with_capacity(configs.len());
         for config in configs {
@@ -179,23 +178,38 @@ impl Rates {
             if !symbols.insert(config.symbol.clone()) {
                 return Err(wrong("is configured twice".to_owned()));
             }
-            let reader = reader_of(&config, &sources).map_err(wrong)?;
+            let reader = reader_of(&config).map_err(wrong)?;
             entries.push(Entry { config, reader, known: Mutex::default() });
         }
-        let rates = Arc::new(Self { entries, clock });
-        futures_util::future::join_all(rates.entries.iter().map(|entry| entry.read(&*rates.clock))).await;
-        for (at, entry) in rates.entries.iter().enumerate() {
-            if !matches!(entry.reader, Reader::Fixed(_)) {
-                tokio::spawn(keep(Arc::downgrade(&rates), at));
-            }
-        }
-        Ok(rates)
+        Ok(Arc::new(Self { entries, clock, reading: AtomicBool::new(false) }))
     }
 
     /// No rates: every dollar token is worth its dollars, and of nothing else is it known.
     #[must_use]
     pub fn none(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { entries: Vec::new(), clock })
+        Arc::new(Self { entries: Vec::new(), clock, reading: AtomicBool::new(false) })
+    }
+
+    /// Reads every rate once, and goes on reading in the background, once however often this is called. One that could not be read is
+    /// told in the log, and not served. `nodes` gives the sources of a chain. Needs a running tokio runtime.
+    pub(crate) async fn begin(self: &Arc<Self>, nodes: impl Fn(&Network) -> Option<Node>) {
+        if self.reading.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        for entry in &self.entries {
+            if let (Reader::Chainlink(feed), RateSource::Chainlink { network, .. }) =
+                (&entry.reader, &entry.config.source)
+                && let Some(node) = nodes(network)
+            {
+                feed.ask_at(node);
+            }
+        }
+        futures_util::future::join_all(self.entries.iter().map(|entry| entry.read(&*self.clock))).await;
+        for (at, entry) in self.entries.iter().enumerate() {
+            if !matches!(entry.reader, Reader::Fixed(_)) {
+                tokio::spawn(keep(Arc::downgrade(self), at));
+            }
+        }
     }
 
     /// What one whole coin is worth: the last good reading, until it is stale.
@@ -312,7 +326,7 @@ fn differs(served: Decimal, read: Decimal) -> bool {
     served.abs_diff(read).saturating_mul(1000) > served.saturating_mul(STEP_PERMILLE)
 }
 
-fn reader_of(config: &RateConfig, sources: &impl Fn(&Network) -> Option<Vec<SourceConfig>>) -> Result<Reader, String> {
+fn reader_of(config: &RateConfig) -> Result<Reader, String> {
     if config.refresh.is_zero() || config.stale_after < config.refresh {
         return Err("stale_after must be as long as refresh or longer, and refresh more than zero".to_owned());
     }
@@ -324,12 +338,7 @@ fn reader_of(config: &RateConfig, sources: &impl Fn(&Network) -> Option<Vec<Sour
     match &config.source {
         RateSource::Fixed(dollars) if dollars.is_zero() => Err("a rate of 0 is not a rate".to_owned()),
         RateSource::Fixed(dollars) => Ok(Reader::Fixed(*dollars)),
-        RateSource::Chainlink { network, aggregator } => {
-            let sources = sources(network).ok_or_else(|| format!("{network} is not a configured chain"))?;
-            let chain_id = network.evm_chain_id().ok_or_else(|| format!("{network} is no EVM network"))?;
-            let node = Node::new(&sources, chain_id, READ_TIMEOUT).map_err(|e| e.to_string())?;
-            Ok(Reader::Chainlink(Feed::new(node, *aggregator)))
-        }
+        RateSource::Chainlink { address, .. } => Ok(Reader::Chainlink(Feed::new(*address))),
         RateSource::Http { url, pointer } => Page::new(url, pointer, READ_TIMEOUT).map(Reader::Http),
     }
 }

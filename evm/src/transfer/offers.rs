@@ -23,7 +23,7 @@ impl TransferRail {
     }
 
     fn offer(&self, chain: &Chain, coin: &Coin, price: &Price) -> Result<Option<Offer>, OfferError> {
-        let Some(units) = coin.units(price)? else { return Ok(None) };
+        let Some(units) = coin.units(price, &chain.rates)? else { return Ok(None) };
         let gas = if coin.asset.is_native() { NATIVE_GAS } else { TOKEN_GAS };
         Ok(Some(Offer {
             rail: RailName::Transfer,
@@ -36,7 +36,7 @@ impl TransferRail {
                 .map(|(key, value): (&str, serde_json::Value)| (key.to_owned(), value))
                 .into_iter()
                 .collect(),
-            finality: chain.config.finality(coin.dollars(units)),
+            finality: chain.config.finality(coin.dollars(units, &chain.rates)),
             network_fee: chain.follower.fee_per_gas().map(|fee| NetworkFee::OnTop(gas.saturating_mul(fee))),
         }))
     }

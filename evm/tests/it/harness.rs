@@ -26,7 +26,7 @@ use farebox_core::{
 };
 use farebox_evm::{
     AssetConfig, ChainConfig, ChainLimits, EvmChains, EvmKey, EvmRail, FinalityTier, LocalWallet, NativeCoin,
-    NativeRole, Pegged, RpcUrl, parse_address,
+    NativeRole, Pegged, Rates, RpcUrl, parse_address,
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -291,7 +291,9 @@ impl World {
         let payer = farebox_evm::checksum(key.address());
         anvil.mint(&payer, 100_000_000).await;
         let clock = Arc::new(WallClock);
-        let chains = EvmChains::connect(vec![config(&url, change)], store.clone(), clock).await.unwrap();
+        let chains = EvmChains::connect(vec![config(&url, change)], store.clone(), clock.clone(), Rates::none(clock))
+            .await
+            .unwrap();
         let rail = chains.x402().unwrap();
         let offers = rail.offers(&"$0.01".parse().unwrap(), FeeTerms::default()).unwrap();
         let wallet = Arc::new(LocalWallet::new(key, Arc::new(Random)));
@@ -301,8 +303,14 @@ impl World {
     /// A second rail on the same books, as after a restart.
     pub(crate) async fn restarted(&self) -> EvmRail {
         let clock = Arc::new(WallClock);
-        let chains =
-            EvmChains::connect(vec![config(&self.anvil.url, |_| ())], self.store.clone(), clock).await.unwrap();
+        let chains = EvmChains::connect(
+            vec![config(&self.anvil.url, |_| ())],
+            self.store.clone(),
+            clock.clone(),
+            Rates::none(clock),
+        )
+        .await
+        .unwrap();
         chains.x402().unwrap()
     }
 

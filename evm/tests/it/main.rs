@@ -10,6 +10,7 @@ mod harness;
 mod hostile;
 mod lane;
 mod proxy;
+mod rates;
 mod settle;
 mod transfer;
 mod verify;

@@ -6,7 +6,7 @@ use farebox_core::{
     Credential, EvmAddress, Network, X402Credential,
     ports::{Rail, SignatureCheck, VerifyError, Wallet},
 };
-use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, RpcUrl, Severity, inspect, parse_address};
+use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, Rates, RpcUrl, Severity, inspect, parse_address};
 
 use crate::{
     harness::{
@@ -192,7 +192,10 @@ async fn a_dead_node_is_passed_over_and_a_wrong_one_refused() {
     let world = World::new(&[]).await;
     let dead = RpcUrl::parse("http://127.0.0.1:1/secret").unwrap();
     let both = config(&world.anvil.url, |c| c.rpc.insert(0, dead.clone().into()));
-    let connect = |c| EvmChains::connect(vec![c], Arc::new(Store::default()), Arc::new(WallClock));
+    let connect = |c| {
+        let clock = Arc::new(WallClock);
+        EvmChains::connect(vec![c], Arc::new(Store::default()), clock.clone(), Rates::none(clock))
+    };
     let rail = connect(both).await.unwrap().x402().unwrap();
     rail.verify(&world.check(&world.credential().await), &Unlimited).await.unwrap();
 
