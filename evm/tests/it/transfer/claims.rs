@@ -157,7 +157,14 @@ async fn a_chain_without_a_relayer_takes_transfers_and_tokens_without_authorizat
         config.assets[0].symbol = "HOST".into();
     });
     let clock = Arc::new(crate::harness::WallClock);
-    let chains = farebox_evm::EvmChains::connect(vec![config], world.store.clone(), clock).await.unwrap();
+    let chains = farebox_evm::EvmChains::connect(
+        vec![config],
+        world.store.clone(),
+        clock.clone(),
+        farebox_evm::Rates::none(clock),
+    )
+    .await
+    .unwrap();
     assert!(chains.x402().is_none());
     let ledger = Arc::new(MemoryLedger::new(InstanceId::new("test"), Duration::from_secs(60)));
     let quoter = Arc::new(Quoter::new(vec![QuoteKey { id: 1, secret: [5; 32], since: now() }]).unwrap());

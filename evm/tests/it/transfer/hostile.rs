@@ -2,7 +2,7 @@
 
 use alloy::{primitives::TxKind, sol_types::SolCall};
 use farebox_core::{PaymentState, ports::Settlement};
-use farebox_evm::{ConnectError, EvmChains};
+use farebox_evm::{ConnectError, EvmChains, Rates};
 
 use super::*;
 use crate::harness::{WallClock, config, in_doubt, payment, submit_call, transaction_of};
@@ -90,7 +90,10 @@ async fn taking(shop: Shop, token: Address) -> Shop {
         config.assets[0].address = EvmAddress(token.into_array());
     });
     let Shop { world, ledger, quoter, payer, .. } = shop;
-    let chains = EvmChains::connect(vec![config], world.store.clone(), Arc::new(WallClock)).await.unwrap();
+    let chains =
+        EvmChains::connect(vec![config], world.store.clone(), Arc::new(WallClock), Rates::none(Arc::new(WallClock)))
+            .await
+            .unwrap();
     let world = World { chains, ..world };
     let rail = rail(&world, &ledger, &quoter);
     Shop { world, rail, ledger, quoter, payer }
@@ -122,7 +125,9 @@ async fn a_token_that_does_not_tell_its_decimals_is_not_taken_into_service() {
         config.assets[0].address = EvmAddress(token.into_array());
     });
     let store = Arc::new(crate::harness::Store::default());
-    let error = EvmChains::connect(vec![config], store, Arc::new(WallClock)).await.unwrap_err();
+    let error = EvmChains::connect(vec![config], store, Arc::new(WallClock), Rates::none(Arc::new(WallClock)))
+        .await
+        .unwrap_err();
     assert!(matches!(&error, ConnectError::Token { problem, .. } if problem.contains("decimals")), "{error}");
 }
 
