@@ -47,3 +47,35 @@ async fn a_contract_wallets_claim_is_three_round_trips() {
     shop.look(&shop.sign(&draft), &Unlimited).await.unwrap();
     assert_eq!(proxy.requests.load(Ordering::SeqCst) - before, 3);
 }
+
+/// What this thread has computed so far, in microseconds.
+fn cpu_us() -> u64 {
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    schedstat.split(' ').next().unwrap().parse::<u64>().unwrap() / 1_000
+}
+
+/// Everything runs on this one thread: the rail, the HTTP client, the books. Anvil is another process.
+#[tokio::test(flavor = "current_thread")]
+async fn a_good_claim_is_verified_in_less_than_300_microseconds_of_cpu() {
+    const CLAIMS: u64 = 200;
+    let shop = Shop::new(&[]).await;
+    let transaction = shop.pay(PRICE).await;
+    let credentials: Vec<_> = (0..CLAIMS).map(|_| shop.sign(&shop.draft(transaction))).collect();
+    for credential in &credentials[..20] {
+        shop.look(credential, &Unlimited).await.unwrap();
+    }
+    let started = cpu_us();
+    for credential in &credentials {
+        shop.authenticate(credential, &Unlimited).await.unwrap();
+    }
+    let authenticated = cpu_us();
+    for credential in &credentials {
+        shop.look(credential, &Unlimited).await.unwrap();
+    }
+    let looked = cpu_us();
+    let (authenticate, whole) = ((authenticated - started) / CLAIMS, (looked - authenticated) / CLAIMS);
+    println!("authenticate: {authenticate} µs, with verification: {whole} µs of CPU");
+    // Without optimisation hashing and parsing take many times as long.
+    let slack = if cfg!(debug_assertions) { 20 } else { 1 };
+    assert!(authenticate <= 60 * slack && whole <= 300 * slack, "{authenticate} µs, {whole} µs");
+}
