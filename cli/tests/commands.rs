@@ -110,7 +110,7 @@ fn price_says_plainly_what_has_no_route_and_what_is_ambiguous() {
 #[test]
 fn a_mistake_is_told_with_its_line_by_every_command() {
     let dir = folder(&CONFIG.replace("price", "prise"));
-    for arguments in [&["price", "GET", "/"][..], &["check"], &["serve"], &["payments"]] {
+    for arguments in [&["price", "GET", "/"][..], &["check"], &["serve"], &["payments"], &["audit", "verify"]] {
         let (code, out, err) = run(dir.path(), arguments, &[]);
         assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}");
         assert!(err.contains("farebox.toml:12:1, route[0].prise") && err.contains("did you mean `price`?"), "{err}");
@@ -179,4 +179,24 @@ fn check_tells_every_fault_of_the_world_and_leaves_nothing_behind() {
     assert!(failed("upstream") && !failed("ledger"), "{out}");
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["farebox.toml"]);
+}
+
+#[test]
+fn an_exported_audit_log_is_checked_without_config_or_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let zeros = "0".repeat(64);
+    // By hand, as the page on the audit log says: one line that follows nothing.
+    let line =
+        format!(r#"{{"sequence":1,"time":"2026-11-23T00:00:00.000Z","outcome":"claimed","previous":"{zeros}"}}"#);
+    std::fs::write(dir.path().join("audit.jsonl"), format!("{line}\n")).unwrap();
+    let (code, out, err) = run(dir.path(), &["audit", "verify", "--file", "audit.jsonl"], &[]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("the audit log is whole: 1 entry, 2026-11-23T00:00:00.000Z to "), "{out}");
+    std::fs::write(dir.path().join("audit.jsonl"), format!("{line}\n{line}\n")).unwrap();
+    let (code, out, err) = run(dir.path(), &["audit", "verify", "--file", "audit.jsonl"], &[]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("the audit log is not whole") && err.contains("entry 2 is missing"), "{err}");
+    let (code, _, err) = run(dir.path(), &["audit", "verify", "--expect", &zeros[1..], "--file", "audit.jsonl"], &[]);
+    assert!(code == 2 && err.contains("expected 64 hex digits"), "{code} {err}");
+    assert_eq!(run(dir.path(), &["audit", "verify"], &[]).0, 1, "without a file it takes a config");
 }

@@ -4,10 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
-    Answer, BlockRef, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    Answer, AuditLine, BlockRef, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp, TransactionFate,
+    TransactionId,
     ports::{Ledger as _, TransactionStore as _},
+    verify_audit,
 };
-use farebox_ledger::{SqliteLedger, SqliteOptions};
+use farebox_ledger::{AuditFilter, SqliteLedger, SqliteOptions, SqliteReader};
 use farebox_testkit::test_claim;
 use tokio::time::Instant;
 
@@ -49,23 +51,44 @@ async fn claims_and_finds_per_second() {
     }
 }
 
-/// A claim, its settling transaction, the settlement and the delivery, each of them durable before the next.
+/// A claim, its settling transaction, the settlement and the delivery, each of them durable before the next; then the check of the
+/// audit log that they made, 4 lines each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn whole_payments_per_second() {
     let folder = tempfile::tempdir().unwrap();
-    let options =
-        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
-    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
-    let mut first = 0;
-    for (callers, operations) in [(1, OPERATIONS / 20), (64, OPERATIONS)] {
-        let ledger = ledger.clone();
-        let pay = move |number| {
-            let ledger = ledger.clone();
-            async move { pay(&ledger, first + number).await }
+    for (name, copied) in [("", false), (" with an audit file", true)] {
+        let path = folder.path().join(format!("farebox{copied}.db"));
+        let options = SqliteOptions {
+            instance: InstanceId::new("i"),
+            answers_kept_for: Duration::from_secs(60),
+            audit_file: copied.then(|| folder.path().join("audit.jsonl")),
         };
-        measure("claim, sign, settle and deliver", callers, operations, pay).await;
-        first += operations;
+        let ledger = Arc::new(SqliteLedger::open(&path, options, NOW).unwrap());
+        let mut first = 0;
+        for (callers, operations) in [(1, OPERATIONS / 20), (64, OPERATIONS)] {
+            let ledger = ledger.clone();
+            let pay = move |number| {
+                let ledger = ledger.clone();
+                async move { pay(&ledger, first + number).await }
+            };
+            measure(&format!("claim, sign, settle and deliver{name}"), callers, operations, pay).await;
+            first += operations;
+        }
+        let start = Instant::now();
+        let reader = SqliteReader::open(&path).unwrap();
+        let mut last: Option<AuditLine> = None;
+        loop {
+            let after = last.as_ref().map_or(0, |line| line.sequence);
+            let page = reader.audit_lines(&AuditFilter { after, ..AuditFilter::default() }, 1_000).unwrap();
+            if page.is_empty() {
+                break;
+            }
+            last = verify_audit(last, page).unwrap();
+        }
+        let lines = last.unwrap().sequence;
+        assert_eq!(lines, first * 4);
+        println!("audit lines checked: {:.0}/s", lines as f64 / start.elapsed().as_secs_f64());
     }
 }
 

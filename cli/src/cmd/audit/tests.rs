@@ -185,11 +185,11 @@ async fn the_chain_is_checked_with_nothing_but_sha256sum() {
     books.claim(3).await;
     let export = books.export();
     let path = books.file(&export);
-    for number in 1..3 {
+    for (number, next) in (1..).zip(&export[1..]) {
         let script = format!("sed -n {number}p {} | tr -d '\\n' | sha256sum", path.display());
         let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
         let hash = String::from_utf8(output.stdout).unwrap();
         let hash = hash.split_whitespace().next().unwrap();
-        assert!(export[number].ends_with(&format!(r#""previous":"{hash}"}}"#)), "{hash}: {}", export[number]);
+        assert!(next.ends_with(&format!(r#""previous":"{hash}"}}"#)), "{hash}: {next}");
     }
 }
