@@ -1,6 +1,8 @@
 //! The ports: what the gateway and the agent know of rails, ledgers, wallets, clocks and randomness. The binary alone knows
 //! who stands behind them.
 
+mod sending;
+
 use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
 use async_trait::async_trait;
@@ -10,6 +12,11 @@ use crate::{
     CredentialDigest, EvmAddress, FeeTerms, Finality, IllegalEvent, InstanceId, LaneKey, Network, Offer, Payer,
     Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, Refusal, RequestId, RouteId,
     StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
+};
+
+pub use self::sending::{
+    BroadcastAnswer, Depth, Execution, GasFee, MinedTransfer, Outlook, SentTransfer, SignedTransfer, TransferFate,
+    TransferGas, TransferOrder, TransferWallet,
 };
 
 /// An inside error, kept as a source for logs and never sent.
@@ -601,6 +608,11 @@ pub trait Wallet: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`WalletError::Unavailable`] if no node answered, or none is configured for the asset's network.
     async fn balance(&self, asset: &crate::AssetId) -> Result<Amount, WalletError>;
+
+    /// The side of it that sends transfers; `None` if it only authorizes.
+    fn transfers(&self) -> Option<&dyn TransferWallet> {
+        None
+    }
 }
 
 /// Why a wallet did not sign.
@@ -611,6 +623,12 @@ pub enum WalletError {
     Unsupported {
         /// Why.
         reason: String,
+    },
+    /// It has no node to ask, so that it can neither send nor find out what became of what it sent.
+    #[error("no node is configured for {network}; a transfer needs one")]
+    NoNode {
+        /// Which network.
+        network: Network,
     },
     /// A node or key store did not answer.
     #[error("the wallet's node or key could not be reached")]
