@@ -17,6 +17,7 @@ sol! {
         function decimals() external view returns (uint8);
         function DOMAIN_SEPARATOR() external view returns (bytes32);
         function balanceOf(address account) external view returns (uint256);
+        function transfer(address to, uint256 value) external returns (bool);
         function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
         function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter,
             uint256 validBefore, bytes32 nonce, uint8 v, bytes32 r, bytes32 s) external;

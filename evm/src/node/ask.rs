@@ -6,7 +6,9 @@ use alloy::primitives::{Address, B256, Bytes, U64, U256};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json, value::RawValue};
 
-use super::{Answered, Call, Called, FeeHistory, Header, Log, LogFilter, Receipt, SourceError, Transaction};
+use super::{
+    Answered, Call, Called, Draft, Estimate, FeeHistory, Header, Log, LogFilter, Receipt, SourceError, Transaction,
+};
 
 /// A method and its parameters.
 #[derive(Clone, Debug)]
@@ -100,6 +102,29 @@ pub(crate) fn balance(address: Address) -> Asked<U256> {
 /// How many transactions of `address` are mined, which is its next nonce.
 pub(crate) fn mined_nonce(address: Address) -> Asked<U64> {
     Asked::new("eth_getTransactionCount", json!([address, "latest"])).doubting(|_| Doubt::Old)
+}
+
+/// The same with the transactions that wait in the source's pool.
+pub(crate) fn pending_nonce(address: Address) -> Asked<U64> {
+    Asked::new("eth_getTransactionCount", json!([address, "pending"])).doubting(|_| Doubt::Old)
+}
+
+/// How many transactions of `address` were mined up to block `number`.
+pub(crate) fn nonce_at(address: Address, number: u64) -> Asked<U64> {
+    Asked::new("eth_getTransactionCount", json!([address, U64::from(number)]))
+}
+
+/// What a transaction would burn on the newest block.
+pub(crate) fn estimate(draft: &Draft) -> Asked<Estimate> {
+    Asked {
+        question: Question { method: "eth_estimateGas", params: json!([draft]) },
+        read: Box::new(|reply| match reply {
+            Err(answer) if answer.is_execution() => Ok(Estimate::Fails),
+            reply => plain::<U64>(reply).map(|gas| Estimate::Gas(gas.to())),
+        }),
+        doubt: |estimate| if *estimate == Estimate::Fails { Doubt::Old } else { Doubt::None },
+        head: |_| None,
+    }
 }
 
 /// The newest block.

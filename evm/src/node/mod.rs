@@ -12,6 +12,7 @@ mod explorer;
 mod health;
 pub(crate) mod http;
 mod jsonrpc;
+mod outgoing;
 mod poll;
 mod race;
 mod source;
@@ -28,6 +29,7 @@ pub use self::source::{SecretText, SourceConfig, SourceKind};
 pub(crate) use self::{
     agree::{Agreement, Answer},
     error::{Answered, Broadcast, NoAnswer, SourceError},
+    outgoing::{Draft, Estimate},
     source::Source,
     types::{Call, FeeHistory, Header, Log, LogFilter, Receipt, Transaction},
 };

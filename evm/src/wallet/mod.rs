@@ -1,13 +1,19 @@
 //! A wallet that holds its key in this process.
 
+mod code;
+mod transfers;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use alloy::{primitives::U64, sol_types::SolCall};
+use alloy::{
+    primitives::{Address, U64, U256},
+    sol_types::SolCall,
+};
 use async_trait::async_trait;
 use farebox_core::{
     AcceptedTerms, Amount, AssetId, EchoedRequirement, EvmAddress, Network, Offer, RailName, Timestamp,
     TransferAuthorization, X402Credential, X402Version,
-    ports::{BoxError, Entropy, Wallet, WalletError},
+    ports::{BoxError, Entropy, TransferWallet, Wallet, WalletError},
 };
 
 use crate::{
@@ -48,6 +54,21 @@ impl LocalWallet {
         let sources: Vec<SourceConfig> = rpc.iter().cloned().map(Into::into).collect();
         self.nodes.insert(network, Node::new(&sources, chain_id, RPC_TIMEOUT)?);
         Ok(self)
+    }
+
+    fn node(&self, network: &Network) -> Result<&Node, WalletError> {
+        self.nodes.get(network).ok_or_else(|| WalletError::NoNode { network: network.clone() })
+    }
+
+    /// How much of an asset it holds. More than 2^128 units of anything is more than there is to spend.
+    async fn held(&self, asset: &AssetId) -> Result<u128, WalletError> {
+        let node = self.node(asset.network())?;
+        let units = match asset.erc20_address() {
+            Some(token) => token_balance(node, address::alloy(token), self.key.alloy_address()).await?,
+            None if asset.is_native() => node.balance(self.key.alloy_address()).await.map_err(unavailable)?,
+            None => return Err(unsupported(format!("{asset} is neither an ERC-20 token nor a network's coin"))),
+        };
+        Ok(u128::try_from(units).unwrap_or(u128::MAX))
     }
 
     fn sign(&self, offer: &Offer, now: Timestamp) -> Result<X402Credential, WalletError> {
@@ -103,6 +124,18 @@ fn domain(offer: &Offer) -> Result<alloy::primitives::B256, WalletError> {
     Ok(signature::domain_separator(name, version, chain_id, address::alloy(token)))
 }
 
+async fn token_balance(node: &Node, token: Address, account: Address) -> Result<U256, WalletError> {
+    let data = abi::Token::balanceOfCall { account }.abi_encode().into();
+    match node.call(Call { from: None, to: token, gas: None::<U64>, data }, None).await.map_err(unavailable)? {
+        Called::Returned(word) => abi::Token::balanceOfCall::abi_decode_returns_validate(&word).map_err(unavailable),
+        Called::Reverted(answer) => Err(unavailable(answer)),
+    }
+}
+
+fn unavailable(source: impl Into<BoxError>) -> WalletError {
+    WalletError::Unavailable { source: source.into() }
+}
+
 const fn unsupported(reason: String) -> WalletError {
     WalletError::Unsupported { reason }
 }
@@ -118,20 +151,11 @@ impl Wallet for LocalWallet {
     }
 
     async fn balance(&self, asset: &AssetId) -> Result<Amount, WalletError> {
-        let unavailable = |source: BoxError| WalletError::Unavailable { source };
-        let token = asset.erc20_address().ok_or_else(|| unsupported(format!("{asset} is no ERC-20 token")))?;
-        let node = self
-            .nodes
-            .get(asset.network())
-            .ok_or_else(|| unavailable(format!("no node is configured for {}", asset.network()).into()))?;
-        let call = abi::Token::balanceOfCall { account: self.key.alloy_address() };
-        let call = Call { from: None, to: address::alloy(token), gas: None::<U64>, data: call.abi_encode().into() };
-        let units = match node.call(call, None).await.map_err(|e| unavailable(Box::new(e)))? {
-            Called::Returned(word) => abi::Token::balanceOfCall::abi_decode_returns_validate(&word),
-            Called::Reverted(answer) => return Err(unavailable(Box::new(answer))),
-        };
-        let units = units.map_err(|e| unavailable(Box::new(e)))?;
-        // More than 2^128 units of anything is more than there is to spend; the balance is a hint and no book entry.
-        Ok(Amount { units: u128::try_from(units).unwrap_or(u128::MAX), asset: asset.clone() })
+        let units = self.held(asset).await?;
+        Ok(Amount { units, asset: asset.clone() })
+    }
+
+    fn transfers(&self) -> Option<&dyn TransferWallet> {
+        Some(self)
     }
 }
