@@ -1,17 +1,19 @@
 //! The agent: what it is made of, and what a caller gets from it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
+use backon::ExponentialBackoff;
 use farebox_core::{
-    Offer, PaymentId, Timestamp, TransactionId,
+    Offer, PaymentId, RailName, Timestamp, TransactionId, Untrusted,
     ports::{Clock, Entropy, Wallet},
 };
 use farebox_wire::x402::Requirement;
 use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Request, Response};
+use tokio::time::Instant;
 
 use crate::{
-    bill::{self, BILL_BODY_BYTES_MAX, Bill, Billed},
+    bill::{self, BILL_BODY_BYTES_MAX, Billed},
     delivery::{self, Peeked},
     entry::Entry,
     error::{BuildError, FetchError, RequestError, TransportError},
@@ -19,6 +21,7 @@ use crate::{
     policy::{Acceptable, DollarAsset, Outstanding, Policy, PolicyRule, Usd},
     request::Replayable,
     retry::{Redirects, RetryPolicy},
+    transfer::TransferMade,
 };
 
 /// How often an unpaid request is sent again. Few: nothing is at stake, and the caller wants to know of a wrong address soon.
@@ -182,6 +185,8 @@ pub struct PaymentMade {
     pub signatures: u32,
     /// What the caller should know of it.
     pub notes: Vec<Note>,
+    /// How it was paid, if by a transfer.
+    pub transfer: Option<TransferMade>,
 }
 
 /// What became of a payment, by the seller's word.
@@ -231,6 +236,13 @@ pub enum Note {
     RedirectNotFollowed,
     /// The body of the 402 asks for other terms than its header. The header's were taken.
     BodyDisagrees,
+    /// The terms for one way to pay could not be read.
+    TermsUnreadable {
+        /// Which way.
+        rail: RailName,
+        /// Why, safe to print.
+        reason: String,
+    },
     /// The receipt tells of another payment than the one that was made.
     ReceiptDiffers {
         /// `amount`, `network` or `payer`.
@@ -251,10 +263,12 @@ pub enum Quote {
     Bill {
         /// The URL that bills, after redirects.
         url: url::Url,
-        /// The bill.
-        bill: Box<Bill>,
-        /// Its offers, judged, in the bill's order.
+        /// What the seller says that it sells.
+        description: Option<Untrusted>,
+        /// Its offers, judged: x402's in the bill's order, then those for transfers in theirs.
         offers: Vec<QuotedOffer>,
+        /// What of it this agent does not understand.
+        skipped: Vec<String>,
         /// What is odd about it.
         notes: Vec<Note>,
         /// An earlier payment for this request that is not known to be over. A fetch sends it again unless it was refused and
@@ -272,6 +286,12 @@ pub struct QuotedOffer {
     pub judgement: Result<Acceptable, PolicyRule>,
     /// Whether it is the one that would be paid.
     pub chosen: bool,
+}
+
+impl QuotedOffer {
+    fn new(offer: &Offer, judgement: Result<Acceptable, PolicyRule>) -> Self {
+        Self { offer: offer.clone(), judgement, chosen: false }
+    }
 }
 
 /// What one unpaid attempt came to.
@@ -356,19 +376,33 @@ impl Agent {
         }
     }
 
-    fn quoted(&self, request: Replayable, Billed { bill, notes }: Billed) -> Result<Quote, FetchError> {
+    fn quoted(&self, request: Replayable, billed: Billed) -> Result<Quote, FetchError> {
         let now = self.parts.clock.now();
         let open = self.parts.journal.peek(&request.fingerprint())?.filter(|entry| !entry.is_long_over(now));
-        let (url, open) = (request.url, open.map(Box::new));
         let policy = &self.parts.policy;
-        let chosen = policy.choose(&bill, Outstanding::default()).ok().map(|choice| choice.index);
-        let judged = |(index, asked): (usize, &Requirement)| QuotedOffer {
-            offer: asked.offer.clone(),
-            judgement: policy.judge(&asked.offer),
-            chosen: chosen == Some(index),
-        };
-        let offers = bill.requirements.iter().enumerate().map(judged).collect();
-        Ok(Quote::Bill { url, bill: Box::new(bill), offers, notes, open })
+        let Billed { x402, transfer, notes } = billed;
+        let (mut offers, mut skipped, mut description) = (Vec::new(), Vec::new(), None);
+        if let Some(bill) = &x402 {
+            let judged = |asked: &Requirement| QuotedOffer::new(&asked.offer, policy.judge(&asked.offer));
+            offers.extend(bill.requirements.iter().map(judged));
+            skipped.extend(bill.skipped.iter().map(ToString::to_string));
+            description.clone_from(&bill.description);
+        }
+        let of_x402 = offers.len();
+        let terms = transfer.as_ref().map(|read| self.terms(read, &request));
+        if let Some(terms) = &terms {
+            let judged = terms.offers().into_iter().zip(terms.judgements());
+            offers.extend(judged.map(|(offer, judgement)| QuotedOffer::new(&offer, judgement)));
+            skipped.extend(terms.read.skipped.iter().map(ToString::to_string));
+        }
+        let chosen = policy.rails.iter().find_map(|rail| match rail {
+            RailName::X402 => Some(policy.choose(x402.as_ref()?, Outstanding::default()).ok()?.index),
+            RailName::Transfer => Some(of_x402 + terms.as_ref()?.choices(Outstanding::default()).0.first()?.index),
+        });
+        if let Some(offer) = chosen.and_then(|index| offers.get_mut(index)) {
+            offer.chosen = true;
+        }
+        Ok(Quote::Bill { url: request.url, description, offers, skipped, notes, open: open.map(Box::new) })
     }
 
     /// Sends the request without a payment, and again while no answer comes and nothing can be done twice by it.
@@ -380,7 +414,7 @@ impl Agent {
                 Err(error) => error,
             };
             let harmless = error.is_before_sending() || request.is_idempotent();
-            let left = started.until.saturating_duration_since(tokio::time::Instant::now());
+            let left = started.until.saturating_duration_since(Instant::now());
             match waits.next().filter(|wait| harmless && *wait < left) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => return Err(FetchError::Network { host: request.host(), source: error }),
@@ -390,7 +424,7 @@ impl Agent {
             Asked::Answer(response) => response,
             Asked::Bill(headers, peeked) if request.method == Method::HEAD => {
                 let billed = bill::read(&headers, peeked.whole()).ok();
-                let price = billed.and_then(|billed| self.parts.policy.cheapest(&billed.bill));
+                let price = billed.and_then(|billed| self.parts.policy.cheapest(&billed));
                 return Err(FetchError::HeadNotSold { price });
             }
             Asked::Bill(headers, peeked) => return Ok(Hop::Bill(bill::read(&headers, peeked.whole())?)),
@@ -407,7 +441,7 @@ impl Agent {
     }
 
     async fn ask_once(&self, request: &Replayable, started: Started) -> Result<Asked, TransportError> {
-        let response = self.send(request.to_request(None), started).await?;
+        let response = self.send(request.to_request(&[]), started).await?;
         if response.status() != StatusCode::PAYMENT_REQUIRED {
             return Ok(Asked::Answer(response));
         }
@@ -416,18 +450,37 @@ impl Agent {
     }
 
     /// The waits between attempts, as the retry policy has them.
-    pub(crate) fn waits(&self) -> impl Iterator<Item = Duration> + use<> {
+    pub(crate) fn waits(&self) -> ExponentialBackoff {
+        self.parts.retry.waits(self.seed())
+    }
+
+    /// The waits between looks at the chain.
+    pub(crate) fn looks(&self) -> ExponentialBackoff {
+        self.parts.retry.looks(self.seed())
+    }
+
+    /// The waits between claims on a transfer.
+    pub(crate) fn claim_waits(&self) -> ExponentialBackoff {
+        self.parts.retry.claims(self.seed())
+    }
+
+    fn seed(&self) -> u64 {
         let mut seed = [0; 8];
         self.parts.entropy.fill(&mut seed);
-        self.parts.retry.waits(u64::from_ne_bytes(seed))
+        u64::from_ne_bytes(seed)
     }
 
     pub(crate) async fn send(&self, request: Request, started: Started) -> Result<Response, TransportError> {
-        delivery::send(&self.parts.client, request, self.parts.retry.attempt_timeout, started.until).await
+        self.send_until(request, started.until).await
+    }
+
+    pub(crate) async fn send_until(&self, request: Request, until: Instant) -> Result<Response, TransportError> {
+        delivery::send(&self.parts.client, request, self.parts.retry.attempt_timeout, until).await
     }
 
     fn start(&self) -> Started {
-        Started { at: self.parts.clock.now(), until: tokio::time::Instant::now() + self.parts.retry.deadline }
+        let began = Instant::now();
+        Started { at: self.parts.clock.now(), began, until: began + self.parts.retry.deadline }
     }
 
     fn hops_max(&self) -> u32 {
@@ -442,5 +495,13 @@ impl Agent {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Started {
     pub(crate) at: Timestamp,
-    pub(crate) until: tokio::time::Instant,
+    began: Instant,
+    pub(crate) until: Instant,
+}
+
+impl Started {
+    /// When it must be over if it pays by a transfer.
+    pub(crate) fn transfer_until(&self, retry: &RetryPolicy) -> Instant {
+        self.began + retry.transfer_deadline
+    }
 }

@@ -1,31 +1,66 @@
 //! What a seller's headers say: the bill of a 402, and the settlement that answers a payment.
 
-use farebox_core::{Network, Offer, TransactionId, X402Credential, X402Version};
-use farebox_wire::x402::{
-    self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, Requirement, SettlementResponse, X_PAYMENT_RESPONSE,
-    decode_payment_required,
-};
+use std::error::Error;
+
+use farebox_core::{Network, Offer, RailName, TransactionId, X402Credential, X402Version};
 pub use farebox_wire::x402::{BILL_BODY_BYTES_MAX, Bill, BillError};
+use farebox_wire::{
+    transfer::{self, ReadBill},
+    x402::{
+        self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, Requirement, SettlementResponse, X_PAYMENT_RESPONSE,
+        decode_payment_required,
+    },
+};
 use http::HeaderMap;
 
-use crate::{agent::Note, entry::SecretHeader};
+use crate::{agent::Note, entry::SecretHeader, error::UnreadableBill};
 
 /// A bill, and what is odd about it.
 #[derive(Debug)]
 pub(crate) struct Billed {
-    pub(crate) bill: Bill,
+    pub(crate) x402: Option<Bill>,
+    pub(crate) transfer: Option<ReadBill>,
     pub(crate) notes: Vec<Note>,
 }
 
-/// The bill of a 402: the header's terms, or the body's if there is no header. A body longer than [`BILL_BODY_BYTES_MAX`] is
-/// `None`, and no bill.
-pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Billed, BillError> {
+/// The bill of a 402: x402's terms by the header, or by the body if there is no header, and the body's terms for a transfer. A
+/// body longer than [`BILL_BODY_BYTES_MAX`] is `None`, and no bill. Of two kinds of terms, those that cannot be read do not spoil
+/// the others.
+pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Billed, UnreadableBill> {
+    let (x402, transfer) = (read_x402(headers, body), body.map_or(Ok(None), transfer::decode_bill));
+    let unreadable = |rail, error: &dyn Error| Note::TermsUnreadable { rail, reason: error.to_string() };
+    Ok(match (x402, transfer) {
+        (Ok((bill, mut notes)), Err(error)) => {
+            // A body that is not the gateway's has no transfer member to be wrong about.
+            if body.is_some_and(|body| serde_json::from_slice::<serde_json::Value>(body).is_ok()) {
+                notes.push(unreadable(RailName::Transfer, &error));
+            }
+            Billed { x402: Some(bill), transfer: None, notes }
+        }
+        (Ok((bill, notes)), Ok(transfer)) => Billed { x402: Some(bill), transfer, notes },
+        (Err(error), Ok(Some(transfer))) => {
+            let absent = matches!(error.problem, x402::BillProblem::Absent);
+            // A body with a transfer alone is not a broken one of x402.
+            let notes = match headers.contains_key(PAYMENT_REQUIRED) && !absent {
+                true => vec![unreadable(RailName::X402, &error)],
+                false => Vec::new(),
+            };
+            Billed { x402: None, transfer: Some(transfer), notes }
+        }
+        (Err(x402), Err(transfer)) if matches!(x402.problem, x402::BillProblem::Absent) => {
+            return Err(UnreadableBill::Transfer(transfer));
+        }
+        (Err(x402), Err(_) | Ok(None)) => return Err(UnreadableBill::X402(x402)),
+    })
+}
+
+fn read_x402(headers: &HeaderMap, body: Option<&[u8]>) -> Result<(Bill, Vec<Note>), BillError> {
     let header = headers.get(PAYMENT_REQUIRED).map(http::HeaderValue::as_bytes);
     let bill = decode_payment_required(header, body)?;
     // A body that is no bill says nothing against the header.
     let other = header.and(body).and_then(|body| decode_payment_required(None, Some(body)).ok());
     let odd = other.is_some_and(|body| !agree(&bill, &body));
-    Ok(Billed { bill, notes: if odd { vec![Note::BodyDisagrees] } else { Vec::new() } })
+    Ok((bill, if odd { vec![Note::BodyDisagrees] } else { Vec::new() }))
 }
 
 /// Whether a body asks for what the header asks for. Version 1 has names for few networks, so its list may be shorter.
@@ -56,6 +91,8 @@ pub(crate) struct SettlementWord {
     pub(crate) payer: Option<String>,
     /// Smallest units.
     pub(crate) amount: Option<u128>,
+    /// Smallest units.
+    pub(crate) credit: Option<u128>,
 }
 
 impl SettlementWord {
@@ -63,9 +100,18 @@ impl SettlementWord {
     pub(crate) fn read(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(PAYMENT_RESPONSE).or_else(|| headers.get(X_PAYMENT_RESPONSE))?;
         Some(match x402::decode_settlement(value.as_bytes()) {
-            Ok(SettlementResponse { success, transaction, network, payer, amount, error_reason: reason }) => {
+            Ok(SettlementResponse {
+                success,
+                transaction,
+                network,
+                payer,
+                amount,
+                credit,
+                error_reason: reason,
+                ..
+            }) => {
                 let transaction = Some(transaction).filter(|hash| !hash.is_empty());
-                Self { success, transaction, reason, network: Some(network), payer, amount }
+                Self { success, transaction, reason, network: Some(network), payer, amount, credit }
             }
             Err(error) => Self { reason: Some(error.code().to_owned()), ..Self::default() },
         })

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use farebox_core::{EvmAddress, Offer, PaymentId, Timestamp, TransactionId};
+use farebox_core::{EvmAddress, Offer, PaymentId, Timestamp, TransactionId, ports::GasFee};
 use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize, de::Error as _};
 use sha2::{Digest, Sha256};
@@ -101,8 +101,9 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Authorization {
-    /// The credential header exactly as sent.
-    pub(crate) header: SecretHeader,
+    /// How it pays.
+    #[serde(alias = "header")]
+    pub(crate) proof: Proof,
     /// `Idempotency-Key`, as sent with the credential: the seller tells the payer by it from whoever read the authorization on
     /// the chain.
     pub(crate) idempotency_key: SecretHeader,
@@ -114,10 +115,88 @@ pub struct Authorization {
     pub asset: DollarAsset,
     /// When.
     pub signed_at: Timestamp,
-    /// Not usable at or after this time by the chain's clock.
+    /// Not usable at or after this time by the chain's clock; for a transfer, when the seller stops taking claims on it.
     pub expires_at: Timestamp,
     /// What is known of its fate.
     pub standing: Standing,
+}
+
+/// How an authorization pays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Proof {
+    /// By this credential header, exactly as sent.
+    Header(SecretHeader),
+    /// By a transfer that the wallet makes itself, and then claims.
+    Transfer(Box<Transfer>),
+}
+
+/// A transfer that the wallet makes itself, and the bill that it pays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transfer {
+    /// The bill's quote, as it came.
+    pub quote: String,
+    /// What the bill sells.
+    pub resource: String,
+    /// Until when it has to be mined.
+    pub pay_by: Timestamp,
+    /// The nonce of every transaction that was signed for it, so that at most one of them can be mined.
+    pub nonce: u64,
+    /// The gas limit of each.
+    pub gas_limit: u64,
+    /// What was signed first.
+    pub first: SignedTransaction,
+    /// What was signed to replace it, oldest first, each with a higher fee than the one before.
+    pub raised: Vec<SignedTransaction>,
+}
+
+impl Transfer {
+    /// What was signed last.
+    #[must_use]
+    pub fn newest(&self) -> &SignedTransaction {
+        self.raised.last().unwrap_or(&self.first)
+    }
+
+    /// Every hash under which it may be mined.
+    #[must_use]
+    pub fn transactions(&self) -> Vec<TransactionId> {
+        std::iter::once(&self.first).chain(&self.raised).map(|signed| signed.transaction.clone()).collect()
+    }
+}
+
+/// A transaction that was signed, and may have been sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedTransaction {
+    /// Its hash.
+    pub transaction: TransactionId,
+    /// What it offers for gas.
+    pub fee: GasFee,
+    /// Its bytes.
+    pub(crate) raw: RawBytes,
+}
+
+/// A signed transaction's bytes; hex in the journal. Do not print: whoever has them can send it.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct RawBytes(pub(crate) Vec<u8>);
+
+impl fmt::Debug for RawBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({} bytes hidden)", self.0.len())
+    }
+}
+
+impl Serialize for RawBytes {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        hex::decode(String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
+    }
 }
 
 /// What is known of an authorization's fate.
@@ -129,6 +208,11 @@ pub enum Standing {
     /// The seller said that it was not charged.
     Declined {
         /// The seller's reason, cut and escaped.
+        reason: String,
+    },
+    /// A transfer that can no longer move anything: it failed on the chain, or another transaction has used its nonce.
+    Void {
+        /// Which of the two.
         reason: String,
     },
     /// The seller answered as if paid.
@@ -208,9 +292,23 @@ impl Authorization {
         self.asset.worth(self.offer.amount.units)
     }
 
-    /// The chain can no longer accept it, and the seller says that it was not charged.
+    /// The transfer that it is, if it is one.
+    #[must_use]
+    pub fn transfer(&self) -> Option<&Transfer> {
+        match &self.proof {
+            Proof::Transfer(transfer) => Some(transfer),
+            Proof::Header(_) => None,
+        }
+    }
+
+    /// The chain can no longer accept it, and the seller says that it was not charged; or it is a transfer that cannot move
+    /// anything any more.
     fn is_over(&self, now: Timestamp) -> bool {
-        matches!(self.standing, Standing::Declined { .. }) && self.is_expired(now, EXPIRY_GRACE)
+        match self.standing {
+            Standing::Void { .. } => true,
+            Standing::Declined { .. } => self.is_expired(now, EXPIRY_GRACE),
+            Standing::Open | Standing::Charged { .. } => false,
+        }
     }
 
     fn is_expired(&self, now: Timestamp, grace: Duration) -> bool {

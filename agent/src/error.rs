@@ -3,11 +3,13 @@
 use std::fmt;
 
 use farebox_core::{AssetId, EvmAddress, Network, PaymentId, Timestamp, TransactionId, Untrusted, ports::WalletError};
+use farebox_wire::transfer::TransferBillError;
 
 use crate::{
     bill::BillError,
     journal::JournalError,
-    policy::{PolicyRule, Usd, until_text},
+    policy::{PolicyRule, Usd, date, until_text},
+    transfer::NotSent,
 };
 
 /// Why a fetch did not end in an answer. Which of them leave money at risk, [`FetchError::stake`] says.
@@ -27,7 +29,7 @@ pub enum FetchError {
     },
     /// The 402 is no bill that this agent can read. Nothing was signed.
     #[error("the seller's 402 is not a bill this agent can read")]
-    Bill(#[from] BillError),
+    Bill(#[from] UnreadableBill),
     /// Nothing in the bill may be paid. No new signature was made.
     #[error("the policy forbids this payment: {}", refusals(.0))]
     Policy(Vec<RefusedOffer>),
@@ -37,6 +39,9 @@ pub enum FetchError {
         /// The cheapest offer of the bill, if one is in a known token.
         price: Option<Usd>,
     },
+    /// The transfer that the policy allows cannot be made. Nothing was signed.
+    #[error("no transfer was made: {0}")]
+    NotSent(NotSent),
     /// The wallet did not sign.
     #[error("the wallet did not sign")]
     Wallet(#[from] WalletError),
@@ -116,6 +121,59 @@ pub enum FetchError {
         /// The transaction, if the seller named one.
         transaction: Option<TransactionId>,
     },
+    /// An earlier transfer for this request is another wallet's, and only that one can claim it.
+    #[error(
+        "wallet {payer:x} made a transfer for this request, {transaction}; run it again with that wallet, which alone can claim it"
+    )]
+    OtherWallet {
+        /// Who paid.
+        payer: EvmAddress,
+        /// The newest transaction of it.
+        transaction: TransactionId,
+    },
+    /// A transfer was sent, and what became of it is not known yet. The same request, made again with the same journal, goes on
+    /// with this one transfer and makes no other.
+    #[error("the transfer {transaction} is not confirmed yet: {last}; run the same request again")]
+    TransferUnconfirmed {
+        /// The newest transaction of it.
+        transaction: TransactionId,
+        /// What is known, or why it is not known.
+        last: String,
+    },
+    /// A transfer was not mined before its bill ended. It is not sent again. If it is mined none the less it is the payer's credit
+    /// with the seller, and the same request, made again, claims that.
+    #[error(
+        "the transfer {transaction} was not mined before the bill's payBy, {}; it was not sent again, and no other was made; if it is \
+         mined none the less, it is credit",
+        date(*pay_by)
+    )]
+    TransferLate {
+        /// The newest transaction of it.
+        transaction: TransactionId,
+        /// When it had to be mined.
+        pay_by: Timestamp,
+    },
+    /// A transfer moved nothing and never will: it failed on the chain, or another transaction has used its nonce. The same
+    /// request, made again, pays anew.
+    #[error(
+        "the transfer {transaction} moved nothing and never will: {reason}; the same request, made again, pays anew"
+    )]
+    TransferVoid {
+        /// The transaction that failed, or the newest of those that cannot be mined.
+        transaction: TransactionId,
+        /// Which of the two.
+        reason: String,
+    },
+    /// The transfer was made and came too late for its bill: the seller keeps it as the payer's credit and did not serve the request.
+    #[error("the transfer {transaction} came too late for its bill, and the seller keeps it as your credit: {reason}")]
+    Credited {
+        /// The seller's reason, cut and escaped.
+        reason: String,
+        /// The transaction.
+        transaction: TransactionId,
+        /// What the seller says that it keeps, cut and escaped, if it says so.
+        credit: Option<String>,
+    },
     /// Whether the payment was charged could not be found out in time. The same request, made again with the same journal, sends the
     /// identical bytes and cannot pay twice.
     #[error(
@@ -132,7 +190,7 @@ pub enum FetchError {
 /// What a failed fetch leaves at risk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stake {
-    /// Nothing was signed, or what was signed never left this process.
+    /// Nothing was signed, or what was signed never left this process or can never be charged.
     Nothing,
     /// Signed, and by the seller's word not charged.
     Declined,
@@ -152,7 +210,9 @@ impl FetchError {
             Self::Bill(error) => error.code(),
             Self::Policy(_) => "policy_refused",
             Self::HeadNotSold { .. } => "head_not_sold",
+            Self::NotSent(error) => error.code(),
             Self::Wallet(WalletError::Unsupported { .. }) => "wallet_cannot_pay",
+            Self::Wallet(WalletError::NoNode { .. }) => "wallet_without_node",
             Self::Wallet(WalletError::Unavailable { .. }) => "wallet_unavailable",
             Self::WalletStrayed { .. } => "wallet_strayed",
             Self::Journal(error) => error.code(),
@@ -163,6 +223,11 @@ impl FetchError {
             Self::ChargedNotServed { .. } => "charged_not_served",
             Self::ChargedNotDelivered { .. } => "charged_not_delivered",
             Self::OutcomeUnclear { .. } => "outcome_unclear",
+            Self::OtherWallet { .. } => "other_wallet",
+            Self::TransferUnconfirmed { .. } => "transfer_unconfirmed",
+            Self::TransferLate { .. } => "transfer_late",
+            Self::TransferVoid { .. } => "transfer_void",
+            Self::Credited { .. } => "paid_as_credit",
         }
     }
 
@@ -174,15 +239,21 @@ impl FetchError {
             | Self::Wallet(WalletError::Unavailable { .. })
             | Self::NotServed { .. }
             | Self::ChargedNotServed { .. }
-            | Self::OutcomeUnclear { .. } => true,
+            | Self::OutcomeUnclear { .. }
+            | Self::TransferUnconfirmed { .. }
+            | Self::TransferVoid { .. } => true,
             Self::Journal(error) => error.retryable(),
             Self::StoppedAfterRefusal { source, .. } => source.retryable(),
             Self::Request(_)
             | Self::Bill(_)
             | Self::Policy(_)
             | Self::HeadNotSold { .. }
-            | Self::Wallet(WalletError::Unsupported { .. })
+            | Self::NotSent(_)
+            | Self::Wallet(WalletError::Unsupported { .. } | WalletError::NoNode { .. })
             | Self::WalletStrayed { .. }
+            | Self::OtherWallet { .. }
+            | Self::TransferLate { .. }
+            | Self::Credited { .. }
             | Self::Refused { .. }
             | Self::InsufficientBalance { .. }
             | Self::ChargedNotDelivered { .. } => false,
@@ -200,12 +271,17 @@ impl FetchError {
                 | JournalError::Corrupt { .. }
                 | JournalError::Foreign { .. },
             )
-            | Self::OutcomeUnclear { .. } => Stake::Unclear,
+            | Self::OutcomeUnclear { .. }
+            | Self::OtherWallet { .. }
+            | Self::TransferUnconfirmed { .. }
+            | Self::TransferLate { .. } => Stake::Unclear,
             Self::Request(_)
             | Self::Network { .. }
             | Self::Bill(_)
             | Self::Policy(_)
             | Self::HeadNotSold { .. }
+            | Self::NotSent(_)
+            | Self::TransferVoid { .. }
             | Self::Wallet(_)
             | Self::WalletStrayed { .. }
             | Self::Journal(JournalError::Io { .. } | JournalError::Interrupted) => Stake::Nothing,
@@ -213,7 +289,7 @@ impl FetchError {
             | Self::InsufficientBalance { .. }
             | Self::NotServed { .. }
             | Self::StoppedAfterRefusal { .. } => Stake::Declined,
-            Self::ChargedNotServed { .. } | Self::ChargedNotDelivered { .. } => Stake::Charged,
+            Self::ChargedNotServed { .. } | Self::ChargedNotDelivered { .. } | Self::Credited { .. } => Stake::Charged,
         }
     }
 
@@ -238,6 +314,28 @@ fn named(transaction: Option<&TransactionId>, payment: Option<PaymentId>) -> Str
     let transaction = transaction.map(|hash| format!(" in transaction {hash}")).unwrap_or_default();
     let payment = payment.map(|id| format!(" as {id}")).unwrap_or_default();
     transaction + &payment
+}
+
+/// Why a 402 is no bill that can be read.
+#[derive(Debug, thiserror::Error)]
+pub enum UnreadableBill {
+    /// It has no terms for x402 or wrong ones, and none for a transfer.
+    #[error(transparent)]
+    X402(#[from] BillError),
+    /// It has no terms for x402, and wrong ones for a transfer.
+    #[error(transparent)]
+    Transfer(TransferBillError),
+}
+
+impl UnreadableBill {
+    /// Stable, snake_case.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::X402(error) => error.code(),
+            Self::Transfer(error) => error.code(),
+        }
+    }
 }
 
 /// Why a request is not one that can be paid for.

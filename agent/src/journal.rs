@@ -2,8 +2,9 @@
 //! twice for one request.
 //!
 //! The folder holds `open/<fingerprint>.json`, one file a request whose payment is not known to be over;
-//! `closed/<ms>-<fingerprint>.json`, the receipts; and `lock/<fingerprint>`, held by the process at work on a request. All are
-//! readable by their owner alone, for an authorization is money to whoever holds it.
+//! `closed/<ms>-<fingerprint>.json`, the receipts; and `lock/<fingerprint>`, held by the process at work on a request, and
+//! `lock/<network>-<account>`, held while a transaction of that account is given its nonce, noted and sent. All are readable by
+//! their owner alone, for an authorization is money to whoever holds it.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use farebox_core::Timestamp;
+use farebox_core::{EvmAddress, Network, Timestamp};
 
 use crate::entry::{Entry, Fingerprint};
 
@@ -81,8 +82,10 @@ pub enum JournalError {
         /// Why.
         reason: &'static str,
     },
-    /// Somebody else works on the same request and did not finish in time.
-    #[error("another agent is paying for the same request and did not finish in time; run this again later")]
+    /// Somebody else works on the same request, or with the same account, and did not finish in time.
+    #[error(
+        "another agent is paying for the same request or from the same account and did not finish in time; run this again later"
+    )]
     Busy,
     /// The thread that worked on the files ended.
     #[error("the work on the journal was interrupted")]
@@ -165,11 +168,48 @@ impl Journal {
 
     /// Waits until nobody else, in this process or another, works on the request, at most `wait`.
     pub(crate) async fn hold(&self, fingerprint: &Fingerprint, wait: Duration) -> Result<Held, JournalError> {
+        let lock = self.lock(fingerprint.as_str().to_owned(), wait).await?;
+        Ok(Held { journal: self.clone(), fingerprint: fingerprint.clone(), _lock: lock })
+    }
+
+    /// Waits until nobody else gives nonces of this account to transactions, at most `wait`.
+    pub(crate) async fn hold_account(
+        &self,
+        network: &Network,
+        account: EvmAddress,
+        wait: Duration,
+    ) -> Result<Lock, JournalError> {
+        self.lock(format!("{}-{account:x}", network.as_str().replace(':', "-")), wait).await
+    }
+
+    /// The open payments by transfers of this account. A file that cannot be read is left out: it may hide a nonce, but the chain
+    /// lets a nonce be used only once.
+    pub(crate) async fn transfers_of(&self, network: Network, account: EvmAddress) -> Result<Vec<Entry>, JournalError> {
+        let journal = self.clone();
+        blocking(move || {
+            let mut found = Vec::new();
+            for name in journal.names("open")? {
+                let path = journal.folder.join("open").join(name);
+                match read_entry(&path) {
+                    Ok(entry) => found.push(entry),
+                    Err(error) => tracing::warn!(path = %path.display(), %error, "unreadable journal entry"),
+                }
+            }
+            found.retain(|entry| {
+                let made = &entry.current;
+                made.transfer().is_some() && made.payer == account && *made.offer.network() == network
+            });
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn lock(&self, name: String, wait: Duration) -> Result<Lock, JournalError> {
         let until = tokio::time::Instant::now() + wait;
         loop {
-            let (journal, fingerprint) = (self.clone(), fingerprint.clone());
-            if let Some(held) = blocking(move || journal.try_hold(fingerprint)).await? {
-                return Ok(held);
+            let (journal, name) = (self.clone(), name.clone());
+            if let Some(lock) = blocking(move || journal.try_lock(&name)).await? {
+                return Ok(lock);
             }
             if tokio::time::Instant::now() >= until {
                 return Err(JournalError::Busy);
@@ -179,7 +219,12 @@ impl Journal {
     }
 
     fn try_hold(&self, fingerprint: Fingerprint) -> Result<Option<Held>, JournalError> {
-        let path = self.folder.join("lock").join(fingerprint.as_str());
+        let lock = self.try_lock(fingerprint.as_str())?;
+        Ok(lock.map(|lock| Held { journal: self.clone(), fingerprint, _lock: lock }))
+    }
+
+    fn try_lock(&self, name: &str) -> Result<Option<Lock>, JournalError> {
+        let path = self.folder.join("lock").join(name);
         let file = private(OpenOptions::new().write(true).create(true).truncate(false))
             .open(&path)
             .map_err(io_error("open", &path))?;
@@ -192,7 +237,7 @@ impl Journal {
         if !same_file(&file, &path).map_err(io_error("look at", &path))? {
             return Ok(None);
         }
-        Ok(Some(Held { journal: self.clone(), fingerprint, path, _file: file }))
+        Ok(Some(Lock { path, _file: file }))
     }
 
     /// The newest entry of this request that was charged after `since`, delivered or not.
@@ -264,6 +309,12 @@ impl Journal {
 pub(crate) struct Held {
     journal: Journal,
     fingerprint: Fingerprint,
+    _lock: Lock,
+}
+
+/// A file that one process at a time has locked.
+#[derive(Debug)]
+pub(crate) struct Lock {
     path: PathBuf,
     /// Its lock ends when it is closed.
     _file: File,
@@ -325,7 +376,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Lock {
     fn drop(&mut self) {
         // Removed while still locked, so that nobody can hold a lock on a file that has lost its name; see `same_file`.
         if let Err(error) = remove_if_there(&self.path) {

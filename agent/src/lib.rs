@@ -26,14 +26,16 @@ mod pay;
 mod policy;
 mod request;
 mod retry;
+mod transfer;
 mod verdict;
 
 pub use agent::{Agent, AgentBuilder, Charge, Fetched, Note, PaymentMade, Quote, QuotedOffer};
 pub use bill::{BILL_BODY_BYTES_MAX, Bill, BillError};
-pub use entry::{Authorization, Entry, Fingerprint, Standing};
-pub use error::{BuildError, FetchError, RefusedOffer, RequestError, Stake, TransportError};
+pub use entry::{Authorization, Entry, Fingerprint, SignedTransaction, Standing, Transfer};
+pub use error::{BuildError, FetchError, RefusedOffer, RequestError, Stake, TransportError, UnreadableBill};
 pub use journal::{EXPIRY_GRACE, Journal, JournalError, RECEIPTS_MAX, REDELIVERY_WITHIN, UNRESOLVED_KEPT_FOR};
 pub use policy::{
     Acceptable, DollarAsset, DollarAssetError, Policy, PolicyRule, Usd, VALID_FOR_MAX, well_known_assets,
 };
 pub use retry::{Redirects, RetryPolicy};
+pub use transfer::{NotSent, TransferMade};

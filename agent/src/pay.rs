@@ -2,7 +2,11 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use farebox_core::{Charged, EvmAddress, Offer, PaymentId, Timestamp, TransactionId, Untrusted, X402Credential};
+use farebox_core::{
+    Charged, EvmAddress, Offer, PaymentId, RailName, Timestamp, TransactionId, Untrusted, X402Credential,
+    ports::WalletError,
+};
+use farebox_wire::transfer::ReadBill;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Response;
 use tokio::time::Instant;
@@ -11,11 +15,12 @@ use crate::{
     agent::{Agent, Charge, Fetched, Note, PaymentMade, Started},
     bill::{self, BILL_BODY_BYTES_MAX, Bill, Billed, SettlementWord},
     delivery,
-    entry::{Authorization, Entry, SecretHeader, Standing},
-    error::{FetchError, RequestError, TransportError},
-    journal::{Held, JournalError},
-    policy::Outstanding,
+    entry::{Authorization, Entry, Proof, SecretHeader, Standing},
+    error::{FetchError, RefusedOffer, RequestError, TransportError},
+    journal::{Held, JournalError, Lock},
+    policy::{Choice, Outstanding, Policy, PolicyRule},
     request::{IDEMPOTENCY_KEY, Replayable},
+    transfer::{Begun, NoTransfer, SignedNow, Terms},
     verdict::{Cure, Problem, Verdict, judge, retry_after},
 };
 
@@ -83,30 +88,32 @@ impl Agent {
     pub(crate) async fn pay(
         &self,
         request: &Replayable,
-        Billed { bill, notes }: Billed,
+        billed: Billed,
         started: Started,
     ) -> Result<Fetched, FetchError> {
         let held = self.hold(request, started).await?;
         let before = self.unfinished(&held, started).await?;
-        let entry = match before {
+        let (entry, account) = match before {
             Some(entry) if !self.is_set_aside(&entry) => {
                 return self.finish_again(request, &held, entry, started).await;
             }
             Some(mut entry) => {
                 let now = self.parts.clock.now();
                 let (outstanding, valid_until) = (entry.outstanding(now, started.at), entry.valid_until(now));
-                let signed = self.sign(request, &bill, outstanding).await;
+                let signed = self.sign(request, &billed, outstanding, started).await;
                 let reason = declined_reason(&entry).unwrap_or_default();
-                entry.supersede(signed.map_err(|error| after_refusal(error, reason, valid_until))?);
-                entry
+                let signed = signed.map_err(|error| after_refusal(error, reason, valid_until))?;
+                entry.supersede(signed.authorization);
+                (entry, signed.account)
             }
             None => {
-                let authorization = self.sign(request, &bill, Outstanding::default()).await?;
-                Entry::new(request.fingerprint(), &request.method, &request.url, authorization)
+                let signed = self.sign(request, &billed, Outstanding::default(), started).await?;
+                let entry = Entry::new(request.fingerprint(), &request.method, &request.url, signed.authorization);
+                (entry, signed.account)
             }
         };
         held.store(&entry).await?;
-        self.finish(request, &held, entry, Made { signatures: 1, notes }, started).await
+        self.finish(request, &held, entry, Made { signatures: 1, notes: billed.notes, account }, started).await
     }
 
     /// Whether the seller refused it and the present policy would not pay it: it is not sent again, and counts as outstanding.
@@ -127,7 +134,9 @@ impl Agent {
             entry.current.standing = Standing::Open;
             held.store(&entry).await?;
         }
-        if entry.current.payer != self.parts.wallet.evm_address()
+        // A transfer is claimed by the wallet that made it or not at all.
+        if entry.current.transfer().is_none()
+            && entry.current.payer != self.parts.wallet.evm_address()
             && let Some(tell) = self.parts.on_foreign_resend
         {
             tell(&entry);
@@ -163,7 +172,15 @@ impl Agent {
         started: Started,
     ) -> Result<Fetched, FetchError> {
         loop {
-            match self.present(request, &entry.current, started).await {
+            let header = match &entry.current.proof {
+                Proof::Header(header) => header,
+                Proof::Transfer(transfer) => {
+                    let transfer = (**transfer).clone();
+                    let begun = Begun { account: made.account, signatures: made.signatures, notes: made.notes };
+                    return Box::pin(self.finish_transfer(request, held, entry, transfer, begun, started)).await;
+                }
+            };
+            match self.present(request, &entry.current, header, started).await {
                 Presented::Answer { response, settlement } => {
                     return Ok(self.answered(request, held, entry, response, settlement, made).await);
                 }
@@ -256,12 +273,18 @@ impl Agent {
     }
 
     /// Sends the identical bytes with growing waits until the outcome is clear, the deadline, or the last attempt.
-    async fn present(&self, request: &Replayable, authorization: &Authorization, started: Started) -> Presented {
+    async fn present(
+        &self,
+        request: &Replayable,
+        authorization: &Authorization,
+        header: &SecretHeader,
+        started: Started,
+    ) -> Presented {
         let mut waits = self.waits();
         let (mut attempts, mut charged, mut receipt) = (0, Charged::Unknown, Receipt::default());
         loop {
             attempts += 1;
-            let again = match self.attempt(request, authorization, started).await {
+            let again = match self.attempt(request, authorization, header, started).await {
                 Ok(Attempt::Done(presented)) => return presented,
                 Ok(Attempt::Again(again)) => again,
                 Err(error) => {
@@ -285,9 +308,10 @@ impl Agent {
         &self,
         request: &Replayable,
         authorization: &Authorization,
+        header: &SecretHeader,
         started: Started,
     ) -> Result<Attempt, TransportError> {
-        let response = self.send(request.to_request(Some(authorization)), started).await?;
+        let response = self.send(request.to_request(&[header, &authorization.idempotency_key]), started).await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let settlement = SettlementWord::read(&headers);
         if status.is_success() {
@@ -320,17 +344,61 @@ impl Agent {
         })
     }
 
+    /// Signs for the first way to pay, in the order that the policy has them, that is offered, allowed and possible.
     async fn sign(
         &self,
         request: &Replayable,
-        bill: &Bill,
+        billed: &Billed,
         outstanding: Outstanding,
+        started: Started,
+    ) -> Result<Signed, FetchError> {
+        let policy = &self.parts.policy;
+        if request.method == Method::HEAD {
+            return Err(FetchError::HeadNotSold { price: policy.cheapest(billed) });
+        }
+        let (mut refused, mut failed) = (Vec::new(), None);
+        for rail in &policy.rails {
+            match (rail, &billed.x402, &billed.transfer) {
+                (RailName::X402, Some(bill), _) => match policy.choose(bill, outstanding) {
+                    Ok(choice) => match self.sign_x402(request, bill, choice).await {
+                        Ok(authorization) => return Ok(Signed { authorization, account: None }),
+                        Err(error @ FetchError::Wallet(WalletError::Unsupported { .. })) => {
+                            failed.get_or_insert(error);
+                        }
+                        Err(error) => return Err(error),
+                    },
+                    Err(rules) => refused.extend(rules),
+                },
+                (RailName::Transfer, _, Some(read)) => {
+                    let terms = self.terms(read, request);
+                    let key = self.idempotency_key(request)?;
+                    match Box::pin(self.sign_transfer(&terms, outstanding, &key, started)).await {
+                        Ok(SignedNow { authorization, account }) => {
+                            return Ok(Signed { authorization, account: Some(account) });
+                        }
+                        Err(NoTransfer::Forbidden(rules)) => refused.extend(rules),
+                        Err(NoTransfer::Failed(error)) => _ = failed.get_or_insert(error),
+                    }
+                }
+                (RailName::X402, None, _) | (RailName::Transfer, _, None) => {}
+            }
+        }
+        refused.extend(unwanted(policy, billed));
+        Err(failed.unwrap_or(FetchError::Policy(refused)))
+    }
+
+    pub(crate) fn terms<'a>(&'a self, read: &'a ReadBill, request: &'a Replayable) -> Terms<'a> {
+        let (payer, now) = (self.parts.wallet.evm_address(), self.parts.clock.now());
+        Terms { read, request, policy: &self.parts.policy, payer, now }
+    }
+
+    async fn sign_x402(
+        &self,
+        request: &Replayable,
+        bill: &Bill,
+        choice: Choice<'_>,
     ) -> Result<Authorization, FetchError> {
         let parts = &self.parts;
-        if request.method == Method::HEAD {
-            return Err(FetchError::HeadNotSold { price: parts.policy.cheapest(bill) });
-        }
-        let choice = parts.policy.choose(bill, outstanding).map_err(FetchError::Policy)?;
         let offer = choice.asked.offer.clone();
         let mut signed_for = offer.clone();
         signed_for.max_timeout_s = signed_for.max_timeout_s.clamp(1, parts.policy.valid_for_max.as_secs().max(1));
@@ -339,10 +407,10 @@ impl Agent {
         let payer = parts.wallet.evm_address();
         check_signed(&credential, &signed_for, payer, now)?;
         let expires_at = Timestamp::from_unix_s(credential.authorization.valid_before);
-        let header = bill::credential_header(bill, choice.asked, &credential);
+        let proof = Proof::Header(bill::credential_header(bill, choice.asked, &credential));
         let (asset, standing) = (choice.acceptable.asset, Standing::Open);
         let idempotency_key = self.idempotency_key(request)?;
-        Ok(Authorization { header, idempotency_key, payer, offer, asset, signed_at: now, expires_at, standing })
+        Ok(Authorization { proof, idempotency_key, payer, offer, asset, signed_at: now, expires_at, standing })
     }
 
     /// The caller's own, or 128 random bits as a quoted string of hex.
@@ -369,7 +437,7 @@ impl Agent {
         made: &mut Made,
         started: Started,
     ) -> Result<Option<Authorization>, FetchError> {
-        let Some(Billed { bill, notes: odd }) = billed else { return Ok(None) };
+        let Some(Billed { x402: Some(bill), notes: odd, .. }) = billed else { return Ok(None) };
         let refused = &entry.current;
         let still_offered = bill.requirements.iter().any(|asked| asked.offer == refused.offer);
         // A refusal of what an earlier call signed is no reason to be stuck with it until it expires.
@@ -384,7 +452,8 @@ impl Agent {
             return Ok(None);
         }
         let outstanding = entry.outstanding(self.parts.clock.now(), started.at);
-        let next = self.sign(request, &bill, outstanding).await?;
+        let choice = self.parts.policy.choose(&bill, outstanding).map_err(FetchError::Policy)?;
+        let next = self.sign_x402(request, &bill, choice).await?;
         let notes = &mut made.notes;
         notes.extend(odd);
         if next.offer.pay_to != refused.offer.pay_to {
@@ -406,7 +475,7 @@ impl Agent {
         settlement: Option<SettlementWord>,
         made: Made,
     ) -> Fetched {
-        let Made { signatures, mut notes } = made;
+        let Made { signatures, mut notes, .. } = made;
         let is_error = response.status().as_u16() >= 400;
         let uncharged = is_error && settlement.as_ref().is_some_and(SettlementWord::is_uncharged);
         let receipt = settlement.filter(|word| word.success);
@@ -449,7 +518,9 @@ impl Agent {
         }
         let Authorization { offer, asset, .. } = &entry.current;
         let (offer, asset, price) = (offer.clone(), asset.clone(), entry.current.worth());
-        Fetched { response, payment: Some(PaymentMade { offer, asset, price, charge, payment, signatures, notes }) }
+        let transfer = None;
+        let made = PaymentMade { offer, asset, price, charge, payment, signatures, notes, transfer };
+        Fetched { response, payment: Some(made) }
     }
 }
 
@@ -458,6 +529,31 @@ impl Agent {
 struct Made {
     signatures: u32,
     notes: Vec<Note>,
+    /// See [`Begun::account`].
+    account: Option<Lock>,
+}
+
+/// What was signed for a bill, not yet noted.
+struct Signed {
+    authorization: Authorization,
+    /// See [`Begun::account`].
+    account: Option<Lock>,
+}
+
+/// The offers of a bill on rails that the policy leaves out.
+fn unwanted(policy: &Policy, billed: &Billed) -> Vec<RefusedOffer> {
+    let x402 =
+        billed.x402.iter().flat_map(|bill| &bill.requirements).map(|asked| (RailName::X402, &asked.offer.amount));
+    let transfers = billed.transfer.iter().flat_map(|read| &read.bill.options);
+    let transfers = transfers.map(|option| (RailName::Transfer, &option.amount));
+    let left_out = x402.chain(transfers).filter(|(rail, _)| !policy.rails.contains(rail));
+    left_out
+        .map(|(rail, amount)| RefusedOffer {
+            network: amount.asset.network().clone(),
+            asset: amount.asset.clone(),
+            rule: PolicyRule::Rail { rail },
+        })
+        .collect()
 }
 
 enum Renewed {
@@ -497,7 +593,7 @@ fn check_signed(signed: &X402Credential, offer: &Offer, payer: EvmAddress, now: 
 }
 
 /// Where a receipt tells of another payment than was made. What it leaves out it does not contradict.
-fn receipt_notes(word: &SettlementWord, made: &Authorization) -> Vec<Note> {
+pub(crate) fn receipt_notes(word: &SettlementWord, made: &Authorization) -> Vec<Note> {
     let differs = |field, signed: String, receipt: Option<String>| {
         let receipt = receipt.filter(|receipt| *receipt != signed)?;
         Some(Note::ReceiptDiffers { field, signed, receipt: Untrusted::new(receipt).to_string() })
@@ -511,7 +607,7 @@ fn receipt_notes(word: &SettlementWord, made: &Authorization) -> Vec<Note> {
 }
 
 /// The body of a refusal says what became of the money; an upstream's own error page, which may be long, does not.
-fn speaks_of_money(status: StatusCode, headers: &HeaderMap) -> bool {
+pub(crate) fn speaks_of_money(status: StatusCode, headers: &HeaderMap) -> bool {
     let type_of = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let problem = type_of.trim().to_ascii_lowercase().starts_with("application/problem+json");
     problem || matches!(status.as_u16(), 402 | 408 | 409 | 425 | 429 | 502 | 503 | 504)
@@ -549,12 +645,12 @@ fn declined_reason(entry: &Entry) -> Option<&str> {
 }
 
 /// Our gateway's name for the payment.
-fn payment_id(headers: &HeaderMap) -> Option<PaymentId> {
+pub(crate) fn payment_id(headers: &HeaderMap) -> Option<PaymentId> {
     headers.get("farebox-payment-id")?.to_str().ok()?.parse().ok()
 }
 
 /// An error and its sources in one line.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

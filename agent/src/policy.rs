@@ -2,17 +2,24 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
-use farebox_core::{AssetId, Decimal, EvmAddress, Network, Offer, RailName, Timestamp, Untrusted};
+use farebox_core::{Amount, AssetId, Decimal, EvmAddress, Network, Offer, RailName, Timestamp, Untrusted};
 use farebox_wire::x402::Requirement;
 use serde::{Deserialize, Serialize};
 
-use crate::{bill::Bill, error::RefusedOffer};
+use crate::{
+    bill::{Bill, Billed},
+    error::RefusedOffer,
+};
 
 /// The decimals in which [`Usd`] counts.
 const USD_DECIMALS: u8 = 18;
 
 /// What one call may cost unless the policy says otherwise. The official clients' own cap.
 const MAX_PER_CALL_DEFAULT: Usd = Usd(100_000_000_000_000_000);
+
+/// What the gas of one transfer may cost unless the policy says otherwise, wei: a thousandth of a coin. A transfer on a rollup
+/// takes a thousandth of that.
+const MAX_GAS_DEFAULT_WEI: u128 = 1_000_000_000_000_000;
 
 /// How long an authorization may stay usable, whatever time the bill asks for: a bill of ten years must not leave a signature
 /// that can be cashed for ten years.
@@ -48,12 +55,27 @@ impl fmt::Debug for Usd {
     }
 }
 
-/// A token that is worth one US dollar, as the agent's owner knows it.
+/// The decimals in which the worth of one whole token is kept.
+const EACH_DECIMALS: u8 = 6;
+
+/// A token or coin and what one of it is worth in US dollars, as the agent's owner knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DollarAsset {
     id: AssetId,
     symbol: Arc<str>,
     decimals: u8,
+    /// Millionths of a dollar for one whole token.
+    #[serde(default = "one_dollar", skip_serializing_if = "is_one_dollar")]
+    each_micros: u64,
+}
+
+const fn one_dollar() -> u64 {
+    1_000_000
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+const fn is_one_dollar(micros: &u64) -> bool {
+    *micros == one_dollar()
 }
 
 /// Why there is no such [`DollarAsset`].
@@ -71,9 +93,19 @@ pub enum DollarAssetError {
         /// What was found instead.
         found: Untrusted,
     },
+    /// Not a worth.
+    #[error(
+        "expected what one of it is worth: more than $0, with at most {EACH_DECIMALS} digits after the point, found {found}"
+    )]
+    Worth {
+        /// What was found instead.
+        found: Decimal,
+    },
 }
 
 impl DollarAsset {
+    /// A token that is worth one dollar.
+    ///
     /// # Errors
     /// More than 18 decimals, or a symbol that is not 1 to 16 of `[A-Za-z0-9.]`.
     pub fn new(id: AssetId, symbol: &str, decimals: u8) -> Result<Self, DollarAssetError> {
@@ -84,7 +116,19 @@ impl DollarAsset {
         if !(1..=16).contains(&symbol.len()) || !symbol.bytes().all(fits) {
             return Err(DollarAssetError::Symbol { found: Untrusted::new(symbol) });
         }
-        Ok(Self { id, symbol: symbol.into(), decimals })
+        Ok(Self { id, symbol: symbol.into(), decimals, each_micros: one_dollar() })
+    }
+
+    /// The same, worth so many dollars each: for a coin, the most that its owner would say it is worth.
+    ///
+    /// # Errors
+    /// No dollars, more than 6 digits after the point, or more than 10^12 dollars.
+    pub fn worth_each(self, dollars: Decimal) -> Result<Self, DollarAssetError> {
+        let micros = dollars.to_units(EACH_DECIMALS).ok().and_then(|micros| u64::try_from(micros).ok());
+        match micros {
+            Some(each_micros @ 1..=1_000_000_000_000_000_000) => Ok(Self { each_micros, ..self }),
+            _ => Err(DollarAssetError::Worth { found: dollars }),
+        }
     }
 
     /// Which token.
@@ -99,17 +143,30 @@ impl DollarAsset {
         &self.symbol
     }
 
-    /// `units` as a number of whole tokens, which is also its worth in dollars.
+    /// Of one whole token.
+    #[must_use]
+    pub const fn decimals(&self) -> u8 {
+        self.decimals
+    }
+
+    /// `units` as a number of whole tokens.
     #[must_use]
     pub const fn tokens(&self, units: u128) -> Decimal {
         Decimal::from_units(units, self.decimals)
     }
 
-    /// The worth of `units`; what does not fit is the most there is.
+    /// The worth of `units`, rounded up; what does not fit is the most there is.
     #[must_use]
     pub fn worth(&self, units: u128) -> Usd {
-        let factor = 10u128.saturating_pow(u32::from(USD_DECIMALS.saturating_sub(self.decimals)));
-        Usd(units.saturating_mul(factor))
+        let micros = units.saturating_mul(self.each_micros.into());
+        let shift = USD_DECIMALS - EACH_DECIMALS;
+        let power = |exponent: u8| 10u128.saturating_pow(exponent.into());
+        Usd(match shift.checked_sub(self.decimals) {
+            Some(up) => micros.saturating_mul(power(up)),
+            // A product that has saturated must not be made small again.
+            None if micros == u128::MAX => micros,
+            None => micros.div_ceil(power(self.decimals - shift)),
+        })
     }
 }
 
@@ -132,6 +189,7 @@ pub fn well_known_assets() -> Vec<DollarAsset> {
         id: AssetId::erc20(Network::evm(chain), EvmAddress(address)),
         symbol: "USDC".into(),
         decimals: 6,
+        each_micros: one_dollar(),
     };
     USDC.into_iter().map(usdc).collect()
 }
@@ -149,6 +207,10 @@ pub struct Policy {
     pub payees: Option<BTreeSet<EvmAddress>>,
     /// See [`VALID_FOR_MAX`].
     pub valid_for_max: Duration,
+    /// The ways to pay, the preferred one first; a later one is taken if none before it can be paid.
+    pub rails: Vec<RailName>,
+    /// The most that the gas of one transfer may cost, wei, raised fees included.
+    pub max_gas_wei: u128,
 }
 
 impl Default for Policy {
@@ -159,6 +221,8 @@ impl Default for Policy {
             networks: None,
             payees: None,
             valid_for_max: VALID_FOR_MAX,
+            rails: RailName::ALL.to_vec(),
+            max_gas_wei: MAX_GAS_DEFAULT_WEI,
         }
     }
 }
@@ -171,6 +235,56 @@ pub enum PolicyRule {
     Scheme {
         /// What is asked for.
         scheme: Untrusted,
+    },
+    /// The owner does not want to pay in this way.
+    #[error("paying by {rail} is not among the allowed ways to pay")]
+    Rail {
+        /// Which.
+        rail: RailName,
+    },
+    /// A transfer's bill is not for the request that was made: its quote could not be redeemed for that.
+    #[error("the transfer is billed for the {field} {billed}, and {asked} was asked for")]
+    OtherRequest {
+        /// `resource` or `method`.
+        field: &'static str,
+        /// Ours.
+        asked: String,
+        /// The bill's.
+        billed: Untrusted,
+    },
+    /// A transfer to the wallet itself pays nobody.
+    #[error("the bill wants a transfer to the wallet itself, {pay_to:x}")]
+    ToItself {
+        /// The recipient.
+        pay_to: EvmAddress,
+    },
+    /// The bill gives the asset other decimals than it has.
+    #[error("the bill says that {symbol} has {billed} decimals, and it has {known}")]
+    Decimals {
+        /// By our table.
+        symbol: String,
+        /// The bill's.
+        billed: u8,
+        /// Ours.
+        known: u8,
+    },
+    /// A transfer would not be mined and confirmed in the time that the bill gives for it.
+    #[error("the time for a transfer is too short: {needed_s} s are needed until {what} at {ends}")]
+    TooShort {
+        /// `payBy` or `claimBy`.
+        what: &'static str,
+        /// By what we know of chains.
+        needed_s: u64,
+        /// When it ends.
+        ends: String,
+    },
+    /// The seller wants more confirmations than anybody waits for.
+    #[error("{blocks} confirmations are wanted; at most {max} are waited for")]
+    TooDeep {
+        /// How many.
+        blocks: u64,
+        /// What is waited for.
+        max: u64,
     },
     /// The network is not allowed.
     #[error("network {network} is not among the allowed networks")]
@@ -216,10 +330,13 @@ pub enum PolicyRule {
 }
 
 pub(crate) fn until_text(until: Option<Timestamp>) -> String {
-    until.map_or_else(String::new, |t| {
-        let time = std::time::UNIX_EPOCH + Duration::from_millis(t.unix_ms());
-        format!(" until {}", httpdate::fmt_http_date(time))
-    })
+    until.map_or_else(String::new, |until| format!(" until {}", date(until)))
+}
+
+/// As HTTP writes it. A year that HTTP cannot write reads as the last one that it can.
+pub(crate) fn date(at: Timestamp) -> String {
+    const LAST_S: u64 = 253_402_300_799;
+    httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(at.unix_s().min(LAST_S)))
 }
 
 impl PolicyRule {
@@ -228,6 +345,12 @@ impl PolicyRule {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Scheme { .. } => "scheme_not_supported",
+            Self::Rail { .. } => "rail_not_allowed",
+            Self::OtherRequest { .. } => "bill_for_another_request",
+            Self::ToItself { .. } => "transfer_to_itself",
+            Self::Decimals { .. } => "decimals_differ",
+            Self::TooShort { .. } => "time_too_short",
+            Self::TooDeep { .. } => "too_many_confirmations",
             Self::Network { .. } => "network_not_allowed",
             Self::Asset { .. } => "asset_not_allowed",
             Self::Payee { .. } => "payee_not_allowed",
@@ -263,7 +386,10 @@ impl Policy {
     }
 
     pub(crate) fn judge_with(&self, offer: &Offer, outstanding: Outstanding) -> Result<Acceptable, PolicyRule> {
-        if offer.rail != RailName::X402 || &*offer.scheme != "exact" {
+        if !self.rails.contains(&offer.rail) {
+            return Err(PolicyRule::Rail { rail: offer.rail });
+        }
+        if offer.rail == RailName::X402 && &*offer.scheme != "exact" {
             return Err(PolicyRule::Scheme { scheme: Untrusted::new(&*offer.scheme) });
         }
         if self.networks.as_ref().is_some_and(|allowed| !allowed.contains(offer.network())) {
@@ -288,12 +414,12 @@ impl Policy {
     }
 
     /// What the cheapest offer in a known token costs, whether or not it may be paid.
-    pub(crate) fn cheapest(&self, bill: &Bill) -> Option<Usd> {
-        let worth = |asked: &Requirement| {
-            let amount = &asked.offer.amount;
-            Some(self.assets.iter().find(|known| known.id == amount.asset)?.worth(amount.units))
-        };
-        bill.requirements.iter().filter_map(worth).min()
+    pub(crate) fn cheapest(&self, billed: &Billed) -> Option<Usd> {
+        let x402 = billed.x402.iter().flat_map(|bill| &bill.requirements).map(|asked| &asked.offer.amount);
+        let transfers = billed.transfer.iter().flat_map(|read| &read.bill.options).map(|option| &option.amount);
+        let worth =
+            |amount: &Amount| Some(self.assets.iter().find(|known| known.id == amount.asset)?.worth(amount.units));
+        x402.chain(transfers).filter_map(worth).min()
     }
 
     /// The cheapest offer that may be paid; of equals, the seller's first.

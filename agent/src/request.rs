@@ -7,12 +7,12 @@ use reqwest::Request;
 use url::Url;
 
 use crate::{
-    entry::{Authorization, Fingerprint, SecretHeader},
+    entry::{Fingerprint, SecretHeader},
     error::RequestError,
 };
 
 /// Headers that carry a payment. The agent alone sets them.
-const CREDENTIAL_HEADERS: [&str; 2] = ["payment-signature", "x-payment"];
+const CREDENTIAL_HEADERS: [&str; 4] = ["payment-signature", "x-payment", "x-payment-hash", "x-payment-code"];
 
 /// Headers that another origin must not see after a redirect.
 const ORIGIN_HEADERS: [HeaderName; 4] =
@@ -59,6 +59,13 @@ impl Replayable {
         self.url.host_str().unwrap_or_default().to_owned()
     }
 
+    /// Its URL as a seller names it, without a fragment.
+    pub(crate) fn resource(&self) -> Url {
+        let mut url = self.url.clone();
+        url.set_fragment(None);
+        url
+    }
+
     /// The caller's own `Idempotency-Key`, visible ASCII.
     pub(crate) fn idempotency_key(&self) -> Option<&HeaderValue> {
         self.headers.get(IDEMPOTENCY_KEY)
@@ -69,11 +76,11 @@ impl Replayable {
         self.method.is_idempotent()
     }
 
-    /// The request as it goes out, with a payment if there is one.
-    pub(crate) fn to_request(&self, payment: Option<&Authorization>) -> Request {
+    /// The request as it goes out, with a payment's headers if there is one.
+    pub(crate) fn to_request(&self, payment: &[&SecretHeader]) -> Request {
         let mut request = Request::new(self.method.clone(), self.url.clone());
         *request.headers_mut() = self.headers.clone();
-        for SecretHeader { name, value } in payment.into_iter().flat_map(|p| [&p.header, &p.idempotency_key]) {
+        for SecretHeader { name, value } in payment {
             request.headers_mut().insert(name.clone(), value.clone());
         }
         if !self.body.is_empty() {

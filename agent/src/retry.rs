@@ -20,8 +20,15 @@ pub struct RetryPolicy {
     pub first_wait: Duration,
     /// The longest wait between two attempts. A longer `Retry-After` is honoured as far as the deadline allows.
     pub wait_max: Duration,
-    /// How often the same bytes are sent in one fetch.
+    /// How often the same bytes are sent in one fetch. Claims on a transfer that the seller has not seen confirmed yet go on until
+    /// `transfer_deadline`.
     pub attempts_max: u32,
+    /// In place of `deadline` once a transfer is to be made: it has to be mined and confirmed first.
+    pub transfer_deadline: Duration,
+    /// A transfer unmined for so long is sent again with a higher fee, at the same nonce.
+    pub bump_after: Duration,
+    /// The longest wait between two looks at the chain for a transfer.
+    pub poll_max: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -34,19 +41,35 @@ impl Default for RetryPolicy {
             first_wait: Duration::from_millis(250),
             wait_max: Duration::from_secs(8),
             attempts_max: 12,
+            transfer_deadline: Duration::from_secs(20 * 60),
+            bump_after: Duration::from_secs(30),
+            poll_max: Duration::from_secs(4),
         }
     }
 }
 
 impl RetryPolicy {
     pub(crate) fn waits(&self, seed: u64) -> ExponentialBackoff {
-        ExponentialBuilder::default()
+        let attempts = usize::try_from(self.attempts_max.saturating_sub(1)).unwrap_or(usize::MAX);
+        self.growing(seed, self.wait_max).with_max_times(attempts).build()
+    }
+
+    /// The waits between looks at the chain; endless, for the deadline ends them.
+    pub(crate) fn looks(&self, seed: u64) -> ExponentialBackoff {
+        self.growing(seed, self.poll_max).without_max_times().build()
+    }
+
+    /// The waits between claims on a transfer; endless likewise.
+    pub(crate) fn claims(&self, seed: u64) -> ExponentialBackoff {
+        self.growing(seed, self.wait_max).without_max_times().build()
+    }
+
+    fn growing(&self, seed: u64, wait_max: Duration) -> ExponentialBuilder {
+        ExponentialBuilder::new()
             .with_min_delay(self.first_wait)
-            .with_max_delay(self.wait_max)
-            .with_max_times(usize::try_from(self.attempts_max.saturating_sub(1)).unwrap_or(usize::MAX))
+            .with_max_delay(wait_max)
             .with_jitter()
             .with_jitter_seed(seed)
-            .build()
     }
 }
 

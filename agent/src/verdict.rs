@@ -42,6 +42,7 @@ pub(crate) struct Problem {
     pub(crate) detail: Option<String>,
     retry: Option<RetryWord>,
     charged: Option<ChargedWord>,
+    credit: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -71,7 +72,7 @@ impl Problem {
         serde_json::from_slice(body).unwrap_or_default()
     }
 
-    fn retry(&self) -> Option<Retry> {
+    pub(crate) fn retry(&self) -> Option<Retry> {
         self.retry.map(|word| match word {
             RetryWord::AfterPayment => Retry::AfterPayment,
             RetryWord::SameProof => Retry::SameProof,
@@ -87,7 +88,15 @@ impl Problem {
         })
     }
 
-    fn reason(&self) -> Option<String> {
+    /// What the seller says that it keeps for the payer, cut and escaped.
+    pub(crate) fn credit(&self) -> Option<String> {
+        self.credit.as_ref().filter(|credit| !credit.is_null()).map(|credit| {
+            let text = credit.as_str().map_or_else(|| credit.to_string(), str::to_owned);
+            Untrusted::new(text).to_string()
+        })
+    }
+
+    pub(crate) fn reason(&self) -> Option<String> {
         let code = self.code.as_ref().map(|code| Untrusted::new(code.as_str()).to_string());
         let detail = self.detail.as_ref().map(|detail| Untrusted::new(detail.as_str()).to_string());
         match (code, detail) {

@@ -12,4 +12,6 @@ mod refused;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod transfer;
+#[cfg(test)]
 mod unclear;

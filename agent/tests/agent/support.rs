@@ -126,7 +126,7 @@ pub(crate) struct Seen {
 impl Seen {
     /// The credential header's name and bytes.
     pub(crate) fn credential(&self) -> Option<(String, String)> {
-        ["payment-signature", "x-payment"]
+        ["payment-signature", "x-payment", "x-payment-code"]
             .into_iter()
             .find_map(|name| Some((name.to_owned(), self.headers.get(name)?.to_str().unwrap().to_owned())))
     }
@@ -218,7 +218,7 @@ fn challenge(offers: &[Offer]) -> Challenge {
 
 /// A 402 with a version 2 header and the given body.
 pub(crate) fn bill_with(offers: &[Offer], body: impl Into<Body>) -> Response {
-    let header = x402::encode_payment_required(&challenge(offers));
+    let header = x402::encode_payment_required(&challenge(offers)).unwrap();
     respond(402, &[("payment-required", &header), ("content-type", "application/problem+json")], body)
 }
 
@@ -269,6 +269,9 @@ pub(crate) fn quick() -> RetryPolicy {
         first_wait: Duration::from_millis(5),
         wait_max: Duration::from_millis(40),
         attempts_max: 5,
+        transfer_deadline: Duration::from_secs(20),
+        bump_after: Duration::from_secs(1),
+        poll_max: Duration::from_millis(100),
     }
 }
 
