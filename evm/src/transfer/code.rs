@@ -21,7 +21,7 @@ static DOMAIN: LazyLock<[B256; 3]> = LazyLock::new(|| {
 });
 
 /// The 32 bytes that are signed. `None` for an asset that is neither a token nor the own coin of an EVM network. Source: EIP-712.
-pub(super) fn digest(code: &PaymentCode) -> Option<B256> {
+pub(crate) fn digest(code: &PaymentCode) -> Option<B256> {
     let chain_id = code.asset.network().evm_chain_id()?;
     let [kind, name, version] = *DOMAIN;
     let domain = keccak256((kind, name, version, U256::from(chain_id)).abi_encode());
@@ -126,6 +126,30 @@ mod tests {
         }
         let elsewhere = AssetId::native("solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp".parse().unwrap());
         assert_eq!(digest(&code(elsewhere)), None);
+    }
+
+    #[test]
+    fn cast_signs_the_same_bytes() {
+        // By `cast wallet sign --data` of foundry 1.7.1, with anvil's first key.
+        let theirs = "8bb352eb98f020ded1a0340a9ece55acf411d1a08995cb6d959c924df330bbf73eda5ebaba563b65769f13f3b60c57f3ffc6f29bfe\
+                      646f8031ff70a052be47491c";
+        let key = EvmKey::from_hex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80").unwrap();
+        let code = farebox_core::PaymentCode {
+            quote: "AbC-_9".into(),
+            asset: "eip155:84532/slip44:60".parse().unwrap(),
+            transaction: hex::decode("89c91c789e57059b17285e7ba1716a1f5ff4c5dace0ea5a5135f26158d0421b9")
+                .unwrap()
+                .try_into()
+                .unwrap(),
+            payer: key.address(),
+            pay_to: "0x209693Bc6afc0C5328bA36FaF03C514EF312287C".parse().unwrap(),
+            amount: 10_000,
+            resource: "https://api.example.com/v1/report?id=7".into(),
+            method: "GET".into(),
+            expires_at: 1_763_823_600,
+            signature: Vec::new(),
+        };
+        assert_eq!(hex::encode(key.sign(digest(&code).unwrap()).as_bytes()), theirs);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod authenticate;
 mod claimed;
-mod code;
+pub(crate) mod code;
 mod facts;
 mod judge;
 mod offers;

@@ -1,6 +1,5 @@
 //! A wallet that holds its key in this process.
 
-mod code;
 mod transfers;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -16,10 +16,11 @@ use farebox_core::{
 };
 use futures_util::try_join;
 
-use super::{LocalWallet, code, unavailable, unsupported};
+use super::{LocalWallet, unavailable, unsupported};
 use crate::{
     abi, address,
     node::{Broadcast, Call, Draft, Estimate, NoAnswer, Node, Receipt, ask},
+    transfer::code,
 };
 
 /// Of every EVM network's coin.
