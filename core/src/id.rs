@@ -152,6 +152,15 @@ name! {
     CallerId
 }
 
+impl RequestId {
+    /// A new id from the time and 10 random bytes.
+    #[must_use]
+    pub fn at(now: Timestamp, random: [u8; 10]) -> Self {
+        let id = PaymentId::new(now, random).to_string();
+        Self::new(format!("req_{}", id.trim_start_matches("pay_")))
+    }
+}
+
 impl CallerId {
     /// The payer, where the credential itself proves that the caller is.
     #[must_use]
@@ -189,6 +198,7 @@ mod tests {
         assert!(early < late && early.to_string() < late.to_string());
         assert_eq!(early.to_string().parse(), Ok(early));
         assert_eq!(early.to_string().len(), 30);
+        assert_eq!(RequestId::at(Timestamp::from_unix_s(1), [0xff; 10]).as_str()[4..], early.to_string()[4..]);
         for wrong in ["", "pay_", &late.to_string().to_uppercase(), &late.to_string()[4..]] {
             assert!(wrong.parse::<PaymentId>().is_err(), "{wrong}");
         }

@@ -37,6 +37,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         replay: ReplayLimits::default(),
         admission: farebox_gateway::AdmissionLimits::default(),
         reconciler: farebox_gateway::ReconcilerLimits::default(),
+        transfer: None,
+        reprice_every: std::time::Duration::from_secs(3600),
     };
     let instance = InstanceId::new("bench");
     let ports = Ports {
@@ -45,6 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         clock: Arc::new(ManualClock::at(Timestamp::from_unix_s(0))),
         entropy: Arc::new(SeededEntropy::new(1)),
         instance,
+        quoter: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,29 +1,28 @@
 //! The way of one paid request, from its head to the permit that lets it run. What happens after the claim is in `fare.rs`.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Binding, CallerId, Claim, Claimed, Credential, CredentialDigest, InstanceId, Payer, Payment, PaymentEvent,
-    PaymentId, PaymentState, Permit, RailName, Refusal, SettleWhen, Tariff,
+    Amount, Arrived, AuditSubject, Binding, CallerId, Claim, Claimed, Credential, Delivery, Offer, OfferBoard, Payer,
+    Payment, PaymentEvent, PaymentState, Permit, RailName, Refusal, RequestId, Retry, SettleWhen, Tariff,
+    TransactionId,
     ports::{
-        Checked, Clock, Entropy, Ledger, LedgerUnavailable, Rail, Rejected, SignatureCheck, VerifyError, claim_of,
+        BoxError, Checked, Claimant, LedgerUnavailable, Paid, Presented, Rail, Rejected, SignatureCheck, Timely,
+        Verified, VerifyError, claim_of,
     },
 };
 use http::{HeaderMap, HeaderName, Method, Response, header::FORWARDED};
-use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{Instrument as _, debug, info_span};
 
 use crate::{
     answer,
     body::Body,
     challenge::Desk,
     fare::{self, Fare},
+    lookups::CallerLookups,
+    places::{NoPlace, Place},
     proxy::Inbound,
+    till::Till,
     worker::Worker,
 };
 
@@ -35,114 +34,33 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// How often a request that waits for another's outcome looks again: first and longest pause.
 const BUSY_PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
 
-/// Bounds of a paid request's way.
-#[derive(Clone, Copy, Debug)]
-pub struct AdmissionLimits {
-    /// How long a request waits for the outcome of another with the same proof. \[10 s\]
-    pub busy_wait: Duration,
-    /// How long a claim is held without a sign of life. Longer than the longest upstream and settlement together. \[10 min\]
-    pub lease: Duration,
-    /// How many payments of one payer may be claimed and not yet settled. Each may cost us an upstream call and the gas of a
-    /// transaction that reverts, if the payer's balance is gone by then. \[32\]
-    pub unsettled_per_payer_max: usize,
-    /// How much longer than its upstream may take an authorization must live, for the settlement that follows. \[5 s\]
-    pub settle_margin: Duration,
-    /// How long the body of an answer that is small enough to be kept may take; after it the payment is not charged. \[60 s\]
-    pub answer_timeout: Duration,
-}
-
-impl Default for AdmissionLimits {
-    fn default() -> Self {
-        Self {
-            busy_wait: Duration::from_secs(10),
-            lease: Duration::from_secs(600),
-            unsettled_per_payer_max: 32,
-            settle_margin: Duration::from_secs(5),
-            answer_timeout: Duration::from_secs(60),
-        }
-    }
-}
-
-/// All that admission works with.
-#[derive(Debug)]
-pub(crate) struct Till {
-    pub(crate) rails: Vec<Arc<dyn Rail>>,
-    pub(crate) ledger: Arc<dyn Ledger>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) entropy: Arc<dyn Entropy>,
-    pub(crate) instance: InstanceId,
-    pub(crate) limits: AdmissionLimits,
-    /// Answers up to this size are kept for a payer who lost theirs; bytes.
-    pub(crate) answer_bytes_max: u64,
-    /// Payments claimed and not yet settled, by payer.
-    pub(crate) unsettled: Unsettled,
-    /// Cancelled when the gateway begins to stop: what is only tidied up is left to the next start.
-    pub(crate) stopping: CancellationToken,
-}
-
-/// The credentials of each payer that are being verified, or are claimed and not settled.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Unsettled(Arc<Mutex<HashMap<Payer, HashSet<CredentialDigest>>>>);
-
-/// A place among a payer's unsettled payments, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Place {
-    unsettled: Unsettled,
-    payer: Payer,
-    credential: CredentialDigest,
-}
-
-/// Why there is no place.
-enum NoPlace {
-    /// Another request with the same credential has it: copies of one payment are verified once, and count as one.
-    Taken,
-    /// The payer has too many.
-    Full,
-}
-
-impl Unsettled {
-    fn take(&self, payer: &Payer, credential: CredentialDigest, max: usize) -> Result<Place, NoPlace> {
-        let mut places = self.0.lock();
-        let of_payer = places.entry(payer.clone()).or_default();
-        if of_payer.contains(&credential) {
-            return Err(NoPlace::Taken);
-        }
-        if of_payer.len() >= max {
-            return Err(NoPlace::Full);
-        }
-        of_payer.insert(credential);
-        Ok(Place { unsettled: self.clone(), payer: payer.clone(), credential })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut places = self.unsettled.0.lock();
-        if let Some(of_payer) = places.get_mut(&self.payer) {
-            of_payer.remove(&self.credential);
-            if of_payer.is_empty() {
-                places.remove(&self.payer);
-            }
-        }
-    }
-}
+/// Of one transaction, the most transfers whose claims are looked up. Each is a read of the books.
+const ARRIVALS_MAX: usize = 512;
 
 /// Why a request with a credential gets no permit.
 pub(crate) enum Turned {
-    /// A rail's definite no, before any claim: 402 and a fresh bill.
+    /// A definite no, before any claim: 402 and a fresh bill.
     Rejected(Rejected),
+    /// The credential came too late to be believed, and the books do not know it: 402, and no bill, for what it claims may be there.
+    Late(Rejected),
+    /// A no, or not yet, with an answer of its own.
+    Refused(Box<Refusal>),
+    /// The money has come, and is the payer's credit: 402 and a fresh bill. With the rail's words for it, if they are known.
+    Credited(Box<Payment>, Option<Rejected>),
+    /// Everything that came by this transaction is claimed already: 409. One of those who did.
+    AlreadyClaimed(Box<Payment>),
     /// The rail could not ask its chain: 503.
-    Unverifiable(farebox_core::ports::BoxError),
+    Unverifiable(BoxError),
     /// The books did not answer: 503.
     Books(LedgerUnavailable),
     /// The proof had its outcome before.
-    Replayed(Payment),
-    /// The payer has too much claimed and not settled: 429.
+    Replayed(Box<Payment>),
+    /// The payer has too much under way: 429.
     TooMany,
     /// Somebody is at it, for longer than we wait: 503. No payment as long as it is not claimed.
-    Busy(Option<Payment>),
+    Busy(Option<Box<Payment>>),
     /// The proof is another request's: 409.
-    Foreign(Payment),
+    Foreign(Box<Payment>),
 }
 
 impl From<LedgerUnavailable> for Turned {
@@ -151,37 +69,62 @@ impl From<LedgerUnavailable> for Turned {
     }
 }
 
+impl From<VerifyError> for Turned {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Rejected(rejected) => Self::Rejected(rejected),
+            VerifyError::Refused(refusal) => Self::Refused(refusal),
+            VerifyError::Unavailable { source } => Self::Unverifiable(source),
+        }
+    }
+}
+
 /// Answers a request to a paid route.
 pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inbound) -> Response<Body> {
     let till = &worker.shared.till;
-    let desk = Desk::new(tariff, &inbound);
+    let desk = Desk::new(till, tariff, &inbound);
     // Neither spends anything: a HEAD that ran the upstream would sell the answer's head for nothing, or the call twice.
     match *inbound.request.method() {
         Method::OPTIONS => return desk.options(),
         Method::HEAD => return desk.unpaid(),
         _ => {}
     }
-    let credential = match farebox_wire::credentials(inbound.request.headers()) {
-        Ok(Some(credential)) => credential,
-        Ok(None) => return desk.unpaid(),
-        Err(malformed) => return desk.malformed(&malformed),
+    match farebox_wire::credentials(inbound.request.headers()) {
+        Ok(None) => desk.unpaid(),
+        Ok(Some(credential)) => {
+            let request = till.new_request();
+            let span = info_span!("request", id = %request);
+            let desk = desk.of_request(&request);
+            serve(worker, desk, Bid { request, credential }, inbound).instrument(span).await
+        }
+        Err(malformed) => desk.of_request(&till.new_request()).malformed(&malformed),
+    }
+}
+
+/// A credential, and the request that brought it.
+struct Bid {
+    request: RequestId,
+    credential: Credential,
+}
+
+async fn serve(worker: &Worker, desk: Desk, bid: Bid, inbound: Inbound) -> Response<Body> {
+    let till = &worker.shared.till;
+    let Some(rail) = till.rail(&bid.credential) else { return desk.no_rail(&bid.credential) };
+    let settle = desk.tariff().settle;
+    let admitted = {
+        let mut ask = Ask::new(till, rail, &desk, &bid, &inbound);
+        match ask.permit().await {
+            Ok(permit) => Ok((permit, ask.place)),
+            Err(turned) => {
+                ask.note(&turned);
+                Err(turned)
+            }
+        }
     };
-    let time_needed = match tariff.settle {
-        SettleWhen::BeforeUpstream => till.limits.settle_margin,
-        SettleWhen::BeforeResponse => inbound.upstream_timeout() + till.limits.settle_margin,
-    };
-    let binding = Binding {
-        route: tariff.route.clone(),
-        method: inbound.request.method().as_str().to_owned(),
-        resource: inbound.path_and_query(),
-        caller: caller(&inbound),
-    };
-    let Some(rail) = till.rail(&credential) else { return desk.no_rail(&credential) };
-    let ask = Ask { till, rail, credential: &credential, tariff, binding, time_needed, place: None };
-    match ask.permit().await {
+    match admitted {
         Ok((permit, place)) => {
             let (till, upstreams, rail) = (till.clone(), worker.upstreams.clone(), rail.clone());
-            fare::run(Fare { till, upstreams, rail, settle: tariff.settle, desk, permit, _place: place }, inbound).await
+            fare::run(Fare { till, upstreams, rail, settle, desk, permit, _place: place }, inbound).await
         }
         Err(turned) => answer::turned(till, &desk, turned).await,
     }
@@ -202,39 +145,68 @@ fn caller(inbound: &Inbound) -> CallerId {
     }
 }
 
-impl Till {
-    fn rail(&self, credential: &Credential) -> Option<&Arc<dyn Rail>> {
-        let name = match credential {
-            Credential::X402(_) => RailName::X402,
-        };
-        self.rails.iter().find(|rail| rail.name() == name)
-    }
-}
-
 /// One request's wish for a permit.
 struct Ask<'a> {
     till: &'a Till,
     rail: &'a Arc<dyn Rail>,
     credential: &'a Credential,
-    tariff: &'a Tariff,
+    request: RequestId,
     binding: Binding,
-    /// How long the authorization must still live, so that no work is done for one that ends before it can be settled.
+    url: &'a str,
+    offers: Cow<'a, [Offer]>,
+    lookups: CallerLookups<'a>,
+    /// How long an authorization must still live, so that no work is done for one that ends before it can be settled.
     time_needed: Duration,
+    /// What the rail checked before it let the books be asked.
+    authenticated: Option<Checked>,
+    /// Who pays, once that is proven.
+    payer: Option<Payer>,
+    /// What they would pay.
+    amount: Option<Amount>,
     /// Taken before the first cost that the payer can cause.
     place: Option<Place>,
 }
 
-impl Ask<'_> {
+impl<'a> Ask<'a> {
+    fn new(till: &'a Till, rail: &'a Arc<dyn Rail>, desk: &'a Desk, bid: &'a Bid, inbound: &Inbound) -> Self {
+        let tariff = desk.tariff();
+        let time_needed = match tariff.settle {
+            SettleWhen::BeforeUpstream => till.limits.settle_margin,
+            SettleWhen::BeforeResponse => inbound.upstream_timeout() + till.limits.settle_margin,
+        };
+        Self {
+            till,
+            rail,
+            credential: &bid.credential,
+            request: bid.request.clone(),
+            binding: Binding {
+                route: tariff.route.clone(),
+                method: inbound.request.method().as_str().to_owned(),
+                resource: inbound.path_and_query(),
+                caller: caller(inbound),
+            },
+            url: desk.url(),
+            offers: standing(desk.board(), till),
+            lookups: till.lookups.of_caller(inbound.client.addr),
+            time_needed,
+            authenticated: None,
+            payer: None,
+            amount: None,
+            place: None,
+        }
+    }
+
     /// The permit. Waits, for a bounded time, while another request is at the same proof.
-    async fn permit(mut self) -> Result<(Permit, Option<Place>), Turned> {
+    async fn permit(&mut self) -> Result<Permit, Turned> {
+        self.authenticate().await?;
         let deadline = tokio::time::Instant::now() + self.till.limits.busy_wait;
         let mut pause = BUSY_PAUSE[0];
         loop {
             let busy = match self.try_permit().await? {
-                Some(Claimed::Granted(permit)) => return Ok((permit, self.place)),
-                Some(Claimed::Replayed(payment)) => return Err(Turned::Replayed(payment)),
-                Some(Claimed::Foreign(payment)) => return Err(Turned::Foreign(payment)),
-                Some(Claimed::Busy(payment)) => Some(payment),
+                Some(Claimed::Granted(permit)) => return Ok(permit),
+                Some(Claimed::Replayed(payment)) => return Err(Turned::Replayed(payment.into())),
+                Some(Claimed::Foreign(payment)) => return Err(Turned::Foreign(payment.into())),
+                Some(Claimed::Busy(payment)) => Some(payment.into()),
                 None => None,
             };
             if tokio::time::Instant::now() >= deadline {
@@ -243,6 +215,18 @@ impl Ask<'_> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BUSY_PAUSE[1]);
         }
+    }
+
+    /// Lets the rail find out who calls, if its credentials are found by less than what authorises them. Then the payer is the caller,
+    /// wherever from.
+    async fn authenticate(&mut self) -> Result<(), Turned> {
+        let authenticated = self.rail.authenticate(&self.presented()).await?;
+        self.authenticated = authenticated;
+        if let Some(checked) = &self.authenticated {
+            self.binding.caller = CallerId::from_payer(&checked.payer);
+            self.payer = Some(checked.payer.clone());
+        }
+        Ok(())
     }
 
     /// The books are asked first, before the credential's time, price and chain: a payer who lost the answer must get it, or its
@@ -262,34 +246,34 @@ impl Ask<'_> {
     }
 
     async fn verify_and_claim(&mut self) -> Result<Option<Claimed>, Turned> {
-        let checked = self.check().map_err(Turned::Rejected)?;
-        // Anybody can write a signature that only a contract could accept: until the chain has accepted it, it takes none of
-        // that payer's places.
-        let proven = checked.signature == SignatureCheck::Recovered;
-        if proven && let Some(stop) = self.take_place(&checked.payer) {
+        let checked = self.check()?;
+        if let Some(stop) = self.payer.is_some().then(|| self.take_place(&checked.payer)).flatten() {
             return stop;
         }
-        match self.rail.verify(&checked).await {
-            Ok(()) => {}
-            Err(VerifyError::Unavailable { source }) => return Err(Turned::Unverifiable(source)),
+        match self.rail.verify(&checked, &self.lookups).await {
+            Ok(Verified::Authorised(proof)) => {
+                self.payer = Some(checked.payer.clone());
+                if let Some(stop) = self.take_place(&checked.payer) {
+                    return stop;
+                }
+                self.claim(claim_of(&checked, proof, None, self.claimant())).await.map(Some)
+            }
+            Ok(Verified::Paid(paid)) => {
+                let claimed = self.claim_arrival(&checked, paid).await;
+                // The money is there: what comes now costs no gas, and another payment of this payer need not wait for it.
+                self.place = None;
+                claimed.map(Some)
+            }
             Err(VerifyError::Rejected(rejected)) => {
                 // Perhaps because this very credential was settled while we asked: then the books know it, and the next
                 // look finds what became of it.
-                return match self.till.ledger.find(self.credential.digest()).await? {
+                match self.till.ledger.find(self.credential.digest()).await? {
                     Some(known) if known.state != PaymentState::Claimed => Ok(Some(Claimed::Busy(known))),
                     _ => Err(Turned::Rejected(rejected)),
-                };
+                }
             }
+            Err(other) => Err(other.into()),
         }
-        if let Some(stop) = self.take_place(&checked.payer) {
-            return stop;
-        }
-        let now = self.till.clock.now();
-        let mut random = [0; 10];
-        self.till.entropy.fill(&mut random);
-        let (id, lease) = (PaymentId::new(now, random), self.till.limits.lease);
-        let claim = claim_of(&checked, self.binding.clone(), id, self.till.instance.clone(), lease, now);
-        self.claim(claim).await.map(Some)
     }
 
     /// Takes a place for this credential, once; `Some` if there is none to have.
@@ -298,7 +282,7 @@ impl Ask<'_> {
             return None;
         }
         let max = self.till.limits.unsettled_per_payer_max;
-        match self.till.unsettled.take(payer, self.credential.digest(), max) {
+        match self.till.places.take(payer, self.credential.digest(), max) {
             Ok(place) => self.place = Some(place),
             Err(NoPlace::Taken) => return Some(Ok(None)),
             Err(NoPlace::Full) => return Some(Err(Turned::TooMany)),
@@ -306,27 +290,76 @@ impl Ask<'_> {
         None
     }
 
-    /// All that needs no IO. A bill from before a price change is good until it ends.
-    fn check(&self) -> Result<Checked, Rejected> {
-        let (tariff, now) = (self.tariff, self.till.clock.now());
-        let checked = self.rail.check(self.credential, &tariff.offers, now).or_else(|rejected| {
-            if tariff.earlier_offers.is_empty() || now >= tariff.earlier_until {
-                return Err(rejected);
-            }
-            self.rail.check(self.credential, &tariff.earlier_offers, now).map_err(|_| rejected)
-        })?;
-        let left = checked.valid_until.since(now);
-        if left < self.time_needed {
-            return Err(Rejected {
-                code: "invalid_exact_evm_payload_authorization_valid_before".into(),
-                detail: format!(
-                    "authorization ends in {} s, and serving and settling this request may take {} s; sign one that lasts longer",
-                    left.as_secs(),
-                    self.time_needed.as_secs()
-                ),
-            });
+    /// All that needs no IO.
+    fn check(&mut self) -> Result<Checked, Turned> {
+        let mut checked = match &self.authenticated {
+            Some(checked) => checked.clone(),
+            None => self.rail.check(&self.presented()).map_err(Turned::Rejected)?,
+        };
+        // Anybody can write a signature that only a contract could accept: until the chain has accepted it, it takes none of
+        // that payer's places, and says nothing of that payer in the audit log.
+        if checked.signature == SignatureCheck::Recovered {
+            self.payer = Some(checked.payer.clone());
+        }
+        self.amount = Some(checked.offer.amount.clone());
+        if let Timely::No(late) = checked.timely {
+            return Err(Turned::Late(late));
+        }
+        if self.credential.rail() == RailName::X402 {
+            self.check_time_left(&checked).map_err(Turned::Rejected)?;
+        }
+        if self.till.marked.contains(&checked.payer) {
+            checked.offer.finality = self.rail.deepest(checked.offer.network());
         }
         Ok(checked)
+    }
+
+    fn check_time_left(&self, checked: &Checked) -> Result<(), Rejected> {
+        let left = checked.valid_until.since(self.till.clock.now());
+        if left >= self.time_needed {
+            return Ok(());
+        }
+        Err(Rejected {
+            code: "invalid_exact_evm_payload_authorization_valid_before".into(),
+            detail: format!(
+                "authorization ends in {} s, and serving and settling this request may take {} s; sign one that lasts longer",
+                left.as_secs(),
+                self.time_needed.as_secs()
+            ),
+        })
+    }
+
+    /// Claims the first of what came that nobody has claimed. Of what others have, the books are only read.
+    async fn claim_arrival(&self, checked: &Checked, paid: Paid) -> Result<Claimed, Turned> {
+        let Paid { transaction, block, arrivals, purpose } = paid;
+        let digest = self.credential.digest();
+        let mut taken = None;
+        for arrival in arrivals.into_iter().take(ARRIVALS_MAX) {
+            if let Some(holder) = self.till.ledger.find_proof(&arrival.proof).await?
+                && holder.digest() != digest
+            {
+                taken = Some(holder);
+                continue;
+            }
+            let (transaction, units, purpose) = (transaction.clone(), arrival.units, purpose.clone());
+            let arrived = Arrived { transaction, block, units, purpose };
+            match self.claim(claim_of(checked, arrival.proof, Some(arrived), self.claimant())).await? {
+                // Somebody was first between the two questions.
+                Claimed::Foreign(holder) if holder.digest() != digest => taken = Some(holder),
+                Claimed::Granted(permit) if permit.payment().delivery == Delivery::Credited => {
+                    let why = match &checked.timely {
+                        Timely::ForCredit(why) => Some(why.clone()),
+                        Timely::Yes | Timely::No(_) => None,
+                    };
+                    return Err(Turned::Credited(permit.into_payment().into(), why));
+                }
+                claimed => return Ok(claimed),
+            }
+        }
+        match taken {
+            Some(holder) => Err(Turned::AlreadyClaimed(holder.into())),
+            None => Err(Turned::Unverifiable("the rail found a payment without any money".into())),
+        }
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, Turned> {
@@ -345,6 +378,17 @@ impl Ask<'_> {
         }
     }
 
+    fn claimant(&self) -> Claimant {
+        Claimant {
+            id: self.till.new_payment(),
+            request: self.request.clone(),
+            binding: self.binding.clone(),
+            holder: self.till.instance.clone(),
+            lease: self.till.limits.lease,
+            now: self.till.clock.now(),
+        }
+    }
+
     /// The claim that redeems a settled payment.
     fn again(&self, known: Payment) -> Claim {
         Claim {
@@ -357,18 +401,63 @@ impl Ask<'_> {
             amount: known.amount,
             pay_to: known.pay_to,
             valid_until: known.valid_until,
+            finality: known.finality,
+            arrived: None,
+            request: self.request.clone(),
             holder: self.till.instance.clone(),
             lease: self.till.limits.lease,
             now: self.till.clock.now(),
         }
     }
+
+    /// Tells the audit log of a definite no to a payer who is known.
+    fn note(&self, turned: &Turned) {
+        let (reason, payer) = match turned {
+            Turned::Rejected(no) | Turned::Late(no) => (no.code.clone(), self.payer.as_ref()),
+            Turned::Refused(no) if no.retry != Retry::SameProof => (no.code.clone(), self.payer.as_ref()),
+            Turned::AlreadyClaimed(_) => (answer::ALREADY_CLAIMED.into(), self.payer.as_ref()),
+            // The books know the very signature.
+            Turned::Foreign(known) => (answer::foreign_code(known).into(), Some(&known.payer)),
+            _ => return,
+        };
+        let Some(payer) = payer else { return };
+        let subject = AuditSubject {
+            payment: None,
+            request: self.request.clone(),
+            rail: self.credential.rail(),
+            route: self.binding.route.clone(),
+            method: self.binding.method.clone(),
+            resource: self.binding.resource.clone(),
+            payer: Some(payer.clone()),
+            amount: self.amount.clone(),
+            credit: None,
+            transaction: match self.credential {
+                Credential::Transfer(transfer) => {
+                    Some(TransactionId::new(format!("0x{}", hex::encode(transfer.code.transaction))))
+                }
+                Credential::X402(_) => None,
+            },
+        };
+        self.till.refused.note(subject, reason, self.till.clock.now());
+    }
+
+    fn presented(&self) -> Presented<'_> {
+        Presented {
+            credential: self.credential,
+            route: &self.binding.route,
+            method: &self.binding.method,
+            url: self.url,
+            offers: &self.offers,
+            now: self.till.clock.now(),
+            lookups: &self.lookups,
+        }
+    }
 }
 
-/// A refusal for books that did not answer.
-pub(crate) fn books_unavailable() -> Refusal {
-    Refusal::could_not_tell(
-        "ledger_unavailable",
-        "the books could not be read or written; send the identical request again",
-        farebox_core::Charged::Unknown,
-    )
+/// What may be paid now: what is offered, and what was until lately, for a bill from before a price change is good until it ends.
+fn standing<'a>(board: &'a OfferBoard, till: &Till) -> Cow<'a, [Offer]> {
+    if board.earlier_offers.is_empty() || till.clock.now() >= board.earlier_until {
+        return Cow::Borrowed(&board.offers);
+    }
+    board.offers.iter().chain(board.earlier_offers.iter()).cloned().collect::<Vec<_>>().into()
 }

@@ -2,16 +2,17 @@
 
 use std::borrow::Cow;
 
-use farebox_core::{Answer, Charged, Delivery, Payment, PaymentState, Receipt, Refusal, Retry};
-use farebox_wire::x402::SettlementResponse;
+use farebox_core::{
+    Answer, Charged, Delivery, Payment, PaymentState, RailName, Receipt, Refusal, Retry, ports::Rejected,
+};
+use farebox_wire::{transfer::asset_name, x402::SettlementResponse};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tracing::warn;
 
-use crate::{
-    admission::{Till, Turned, books_unavailable},
-    body::Body,
-    challenge::Desk,
-};
+use crate::{admission::Turned, body::Body, challenge::Desk, till::Till};
+
+/// The code of a transfer whose money is another claim's.
+pub(crate) const ALREADY_CLAIMED: &str = "already_claimed";
 
 /// Marks an answer that comes from the books and not from the upstream.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -19,15 +20,17 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Answers a request that got no permit.
 pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response<Body> {
     match turned {
-        Turned::Rejected(rejected) => desk.rebill(&Refusal::payment(rejected.code, rejected.detail), None),
+        Turned::Rejected(rejected) => desk.rebill(&definite_no(rejected, desk), None),
+        Turned::Late(late) => {
+            let refusal = Refusal { retry: Retry::Never, charged: desk.charged_before(), ..no(late) };
+            desk.refuse(&refusal, None)
+        }
+        Turned::Refused(refusal) => refused(desk, *refusal),
+        Turned::Credited(payment, why) => credited(till, desk, &payment, why).await,
+        Turned::AlreadyClaimed(holder) => already_claimed(desk, &holder),
         Turned::Unverifiable(source) => {
             warn!(error = &*source, "payment could not be verified");
-            let refusal = Refusal::could_not_tell(
-                "payment_unverifiable",
-                "the payment could not be checked on its network now; nothing was charged; send the identical request again",
-                Charged::No,
-            );
-            desk.refuse(&refusal, None)
+            desk.refuse(&unverifiable(desk.charged_before()), None)
         }
         Turned::Books(error) => {
             warn!(error = &error as &dyn std::error::Error, "books unavailable");
@@ -38,6 +41,7 @@ pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response
                 "this payer has too many payments under way that are not settled yet; send the identical request again";
             let refusal = Refusal {
                 retry: Retry::SameProof,
+                charged: desk.charged_before(),
                 retry_after_s: Some(1),
                 ..Refusal::new(429, "too_many_unsettled", detail)
             };
@@ -50,10 +54,82 @@ pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response
     }
 }
 
+/// An answer of the rail's own. What it does not call charged may be so all the same, if it was paid before it was claimed.
+fn refused(desk: &Desk, refusal: Refusal) -> Response<Body> {
+    let charged = match refusal.charged {
+        Charged::No => desk.charged_before(),
+        known => known,
+    };
+    let refusal = Refusal { charged, ..refusal };
+    match refusal.retry {
+        Retry::AfterPayment => desk.rebill(&refusal, None),
+        Retry::SameProof | Retry::Never => desk.refuse(&refusal, None),
+    }
+}
+
+fn no(rejected: Rejected) -> Refusal {
+    Refusal::payment(rejected.code, rejected.detail)
+}
+
+fn definite_no(rejected: Rejected, desk: &Desk) -> Refusal {
+    Refusal { charged: desk.charged_before(), ..no(rejected) }
+}
+
+fn unverifiable(charged: Charged) -> Refusal {
+    let detail = match charged {
+        Charged::No => {
+            "the payment could not be checked on its network now; nothing was charged; send the identical request again"
+        }
+        Charged::Yes | Charged::Unknown => {
+            "the payment could not be looked up on its network now; do not pay again: send the identical request again"
+        }
+    };
+    Refusal::could_not_tell("payment_unverifiable", detail, charged)
+}
+
+/// The money has come and buys nothing any more.
+async fn credited(till: &Till, desk: &Desk, payment: &Payment, why: Option<Rejected>) -> Response<Body> {
+    let code = payment.reason.clone().unwrap_or("credited".into());
+    let detail = why.map_or_else(|| "this transfer came too late for its bill".to_owned(), |why| why.detail);
+    let asset = &payment.amount.asset;
+    let total = match till.ledger.credits(&payment.payer).await {
+        Ok(credits) => credits.into_iter().find(|credit| credit.asset == *asset).map(|credit| credit.units.to_string()),
+        Err(error) => {
+            // The credit is in the books all the same.
+            warn!(error = &error as &dyn std::error::Error, "a payer's credits could not be summed");
+            None
+        }
+    };
+    let credit = serde_json::json!({
+        "network": asset.network(),
+        "asset": asset_name(asset),
+        "symbol": desk.symbol(asset),
+        "amount": payment.credit.to_string(),
+        "total": total,
+    });
+    let refusal = Refusal {
+        charged: Charged::Yes,
+        ..Refusal::payment(code.clone(), format!("{detail}; the money is booked as this payer's credit"))
+    }
+    .with_fact("credit", credit);
+    // Not a success: it bought nothing, and a client that looks at `success` alone must not take this 402 for what it wanted.
+    let told = SettlementResponse {
+        asset: Some(asset_name(asset)),
+        amount: Some(payment.amount.units),
+        log_index: payment.proof.transfer_position(),
+        credit: Some(payment.credit),
+        ..not_charged(payment, &code)
+    };
+    desk.rebill(&refusal, Some(&told))
+}
+
 async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body> {
+    if payment.delivery == Delivery::Credited {
+        return credited(till, desk, payment, None).await;
+    }
     let Some(receipt) = payment.receipt() else {
         let code = payment.reason.clone().unwrap_or("payment_refused".into());
-        let refusal = Refusal::payment(code.clone(), "this authorization was refused on its network; sign a new one");
+        let refusal = Refusal::payment(code.clone(), "this payment was refused on its network; make a new one");
         return desk.rebill(&refusal, Some(&not_charged(payment, &code)));
     };
     if payment.delivery == Delivery::Pending {
@@ -91,13 +167,33 @@ fn spent() -> Refusal {
 
 /// A proof that another request, or another signature, was first with.
 fn foreign(desk: &Desk, payment: &Payment) -> Response<Body> {
-    let charged = match payment.state {
+    if payment.rail == RailName::Transfer {
+        return already_claimed(desk, payment);
+    }
+    let detail = "this authorization was first used for another request and is good for that one only; sign a new one for this request";
+    taken(desk, payment, Refusal::new(409, foreign_code(payment), detail))
+}
+
+/// What [`foreign`] says.
+pub(crate) fn foreign_code(payment: &Payment) -> &'static str {
+    match payment.rail {
+        RailName::X402 => "proof_already_used",
+        RailName::Transfer => ALREADY_CLAIMED,
+    }
+}
+
+fn already_claimed(desk: &Desk, holder: &Payment) -> Response<Body> {
+    let detail = "what came by this transaction was claimed for another bill, and is good for that one only; pay anew for this one";
+    taken(desk, holder, Refusal::new(409, ALREADY_CLAIMED, detail))
+}
+
+fn taken(desk: &Desk, holder: &Payment, refusal: Refusal) -> Response<Body> {
+    let charged = match holder.state {
         PaymentState::Settled => Charged::Yes,
         PaymentState::Refused | PaymentState::Void => Charged::No,
         PaymentState::Claimed | PaymentState::Settling | PaymentState::InDoubt => Charged::Unknown,
     };
-    let detail = "this authorization was first used for another request and is good for that one only; sign a new one for this request";
-    desk.refuse(&Refusal { charged, ..Refusal::new(409, "proof_already_used", detail) }, None)
+    desk.refuse(&Refusal { charged, ..refusal }, None)
 }
 
 /// The outcome is not known yet: the hash is told, a new bill is not.
@@ -125,6 +221,7 @@ pub(crate) fn owed(desk: &Desk, receipt: &Receipt, code: Cow<'static, str>, deta
         retry: Retry::SameProof,
         charged: Charged::Yes,
         retry_after_s: Some(1),
+        facts: serde_json::Map::new(),
     };
     desk.refuse(&refusal, Some(&charged(receipt)))
 }
@@ -136,9 +233,17 @@ pub(crate) fn charged(receipt: &Receipt) -> SettlementResponse {
         transaction: receipt.transaction.as_str().to_owned(),
         network: receipt.network.clone(),
         payer: Some(receipt.payer.address().to_owned()),
+        asset: is_transfer(receipt).then(|| asset_name(&receipt.amount.asset)),
         amount: Some(receipt.amount.units),
+        log_index: receipt.position,
+        credit: (receipt.credit > 0).then_some(receipt.credit),
         error_reason: None,
     }
+}
+
+/// Only a transfer has a position, or pays in the network's own coin.
+fn is_transfer(receipt: &Receipt) -> bool {
+    receipt.position.is_some() || receipt.amount.asset.is_native()
 }
 
 /// PAYMENT-RESPONSE of a payment that is not charged, or not known to be; with the hash of a transaction if there is one.
@@ -148,9 +253,21 @@ pub(crate) fn not_charged(payment: &Payment, code: &str) -> SettlementResponse {
         transaction: payment.transaction.as_ref().map_or_else(String::new, |hash| hash.as_str().to_owned()),
         network: payment.amount.asset.network().clone(),
         payer: Some(payment.payer.address().to_owned()),
+        asset: None,
         amount: None,
+        log_index: None,
+        credit: None,
         error_reason: Some(code.to_owned()),
     }
+}
+
+/// A refusal for books that did not answer.
+pub(crate) fn books_unavailable() -> Refusal {
+    Refusal::could_not_tell(
+        "ledger_unavailable",
+        "the books could not be read or written; send the identical request again",
+        Charged::Unknown,
+    )
 }
 
 /// A kept answer as a response.

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use farebox_core::{Challenge, Credential, PaymentId, Refusal, Resource, Tariff, X402Version};
+use farebox_core::{
+    AssetId, Challenge, Charged, Credential, OfferBoard, PaymentId, RailName, Refusal, RequestId, Resource, Retry,
+    Tariff, X402Version,
+};
 use farebox_wire::{
     CredentialError, page, problem,
+    transfer::{TransferBill, X_PAYMENT_CODE, X_PAYMENT_HASH},
     x402::{
         PAYMENT_REQUIRED, PAYMENT_RESPONSE, SettlementResponse, X_PAYMENT, X_PAYMENT_RESPONSE, encode_payment_required,
     },
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{
         ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
         ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW, CACHE_CONTROL,
@@ -18,29 +22,45 @@ use http::{
     },
 };
 
-use crate::{body::Body, proxy::Inbound};
+use crate::{body::Body, proxy::Inbound, quotes::Sale, till::Till};
 
 /// Our name for a payment: to the upstream, so that it can tell a repeat, and to the payer.
 pub(crate) const PAYMENT_ID: HeaderName = HeaderName::from_static("farebox-payment-id");
+
+/// Our name for one request with a credential: to the upstream, to the payer, and in logs.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("farebox-request-id");
+
+/// When a route without a price is worth another try, seconds.
+const PRICE_RETRY_S: u32 = 5;
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static(problem::CONTENT_TYPE);
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const PRIVATE: HeaderValue = HeaderValue::from_static("private");
 const ANY: HeaderValue = HeaderValue::from_static("*");
-const VARY_CREDENTIALS: HeaderValue = HeaderValue::from_static("payment-signature, x-payment");
-const VARY_CHALLENGE: HeaderValue = HeaderValue::from_static("payment-signature, x-payment, accept");
+const VARY_CREDENTIALS: HeaderValue =
+    HeaderValue::from_static("payment-signature, x-payment, x-payment-hash, x-payment-code");
+const VARY_CHALLENGE: HeaderValue =
+    HeaderValue::from_static("payment-signature, x-payment, x-payment-hash, x-payment-code, accept");
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "payment-required, payment-response, x-payment-response, farebox-payment-id, idempotent-replayed, retry-after",
+    "payment-required, payment-response, x-payment-response, farebox-payment-id, farebox-request-id, idempotent-replayed, retry-after",
 );
-const PREFLIGHT_HEADERS: &str =
-    "payment-signature, x-payment, idempotency-key, access-control-expose-headers, content-type";
+const PREFLIGHT_HEADERS: &str = "payment-signature, x-payment, x-payment-hash, x-payment-code, idempotency-key, \
+                                 access-control-expose-headers, content-type";
 
 /// Writes the answers of one route to one caller.
 #[derive(Clone, Debug)]
 pub(crate) struct Desk {
+    till: Arc<Till>,
     tariff: Arc<Tariff>,
+    /// One for the whole request, so that its bill and its checks agree.
+    board: Arc<OfferBoard>,
     url: String,
+    method: Method,
+    /// Whether the request claims a transfer.
+    rail: RailName,
+    /// Once there is a credential.
+    request: Option<RequestId>,
     caller: Caller,
     version: X402Version,
     /// Preflight: which headers the page wants to send.
@@ -56,15 +76,21 @@ enum Caller {
 }
 
 impl Desk {
-    pub(crate) fn new(tariff: &Arc<Tariff>, inbound: &Inbound) -> Self {
+    pub(crate) fn new(till: &Arc<Till>, tariff: &Arc<Tariff>, inbound: &Inbound) -> Self {
         let headers = inbound.request.headers();
         let contains = |name: HeaderName, part: &str| {
             headers.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(part))
         };
         let browser = contains(ACCEPT, "text/html") && contains(USER_AGENT, "Mozilla");
+        let transfer = headers.contains_key(X_PAYMENT_HASH) || headers.contains_key(X_PAYMENT_CODE);
         Self {
+            till: till.clone(),
             tariff: tariff.clone(),
+            board: tariff.board.now(),
             url: inbound.resource_url(),
+            method: inbound.request.method().clone(),
+            rail: if transfer { RailName::Transfer } else { RailName::X402 },
+            request: None,
             caller: if browser { Caller::Browser } else { Caller::Program },
             version: if headers.contains_key(X_PAYMENT) { X402Version::V1 } else { X402Version::V2 },
             wanted_headers: headers
@@ -75,8 +101,43 @@ impl Desk {
         }
     }
 
+    /// For a request with a credential, which has a name.
+    pub(crate) fn of_request(self, request: &RequestId) -> Self {
+        Self { request: Some(request.clone()), ..self }
+    }
+
+    pub(crate) fn tariff(&self) -> &Tariff {
+        &self.tariff
+    }
+
+    pub(crate) fn board(&self) -> &OfferBoard {
+        &self.board
+    }
+
+    /// The request's public URL.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What people call an asset, as far as an offer says it.
+    pub(crate) fn symbol(&self, asset: &AssetId) -> Option<&str> {
+        let mut offers = self.board.offers.iter().chain(self.board.earlier_offers.iter());
+        offers.find_map(|offer| offer.extra.get("symbol")?.as_str().filter(|_| offer.amount.asset == *asset))
+    }
+
+    /// Whether what the request's credential speaks of has moved money before we looked: an authorization has not, a transfer may have.
+    pub(crate) const fn charged_before(&self) -> Charged {
+        match self.rail {
+            RailName::X402 => Charged::No,
+            RailName::Transfer => Charged::Unknown,
+        }
+    }
+
     /// The bill, for a request without a credential.
     pub(crate) fn unpaid(&self) -> Response<Body> {
+        if self.board.offers.is_empty() {
+            return self.refuse(&price_unavailable(), None);
+        }
         let refusal = Refusal::payment(
             "payment_required",
             "this resource is paid by the call; pay one of the offers and send the request again",
@@ -84,45 +145,65 @@ impl Desk {
         self.rebill(&refusal, None)
     }
 
-    /// A credential that cannot be read: 400, with a fresh bill so that a client can go on.
+    /// A credential that cannot be read: 400. With a fresh bill so that a client can go on, unless money may have moved.
     pub(crate) fn malformed(&self, error: &CredentialError) -> Response<Body> {
-        self.rebill(&error.refusal(), None)
+        let refusal = error.refusal();
+        match refusal.retry {
+            Retry::AfterPayment => self.rebill(&refusal, None),
+            Retry::SameProof | Retry::Never => self.refuse(&refusal, None),
+        }
     }
 
     /// A credential of a rail that this gateway does not take.
     pub(crate) fn no_rail(&self, credential: &Credential) -> Response<Body> {
-        let Credential::X402(_) = credential;
-        self.rebill(
-            &Refusal::payment("unsupported_rail", "this gateway does not take x402 payments; see the offers"),
-            None,
-        )
+        let detail = format!("this gateway does not take {} payments; see the offers", credential.rail());
+        let refusal = Refusal { charged: self.charged_before(), ..Refusal::payment("unsupported_rail", detail) };
+        self.rebill(&refusal, None)
     }
 
-    /// A refusal with a fresh bill: nothing was charged, and paying (again) is right.
+    /// A refusal with a fresh bill: paying (again) is right. Without one while there is no price.
     pub(crate) fn rebill(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
+        if self.board.offers.is_empty() {
+            return self.refuse(refusal, settlement);
+        }
         let challenge = Challenge {
             resource: Resource {
                 url: self.url.clone(),
                 description: self.tariff.description.clone(),
                 mime_type: self.tariff.mime_type.clone(),
             },
-            offers: self.tariff.offers.clone(),
+            offers: self.board.offers.clone(),
             refusal: refusal.clone(),
         };
+        let transfer = self.transfer_bill();
         let (content_type, body) = match self.caller {
-            Caller::Browser => (HTML, page::html(&challenge, &self.tariff.price).into_bytes()),
-            Caller::Program => (PROBLEM_JSON, problem::problem_json(refusal, Some(&challenge))),
+            Caller::Browser => (HTML, page::html(&challenge, &self.tariff.price, transfer.as_ref()).into_bytes()),
+            Caller::Program => (PROBLEM_JSON, problem::problem_json(refusal, Some(&challenge), transfer.as_ref())),
         };
         let mut response = self.respond(refusal, content_type, body, settlement);
-        if let Ok(bill) = HeaderValue::try_from(encode_payment_required(&challenge)) {
+        if let Some(bill) = encode_payment_required(&challenge).and_then(|bill| HeaderValue::try_from(bill).ok()) {
             response.headers_mut().insert(PAYMENT_REQUIRED, bill);
         }
         response
     }
 
+    fn transfer_bill(&self) -> Option<TransferBill> {
+        // Nobody reads the body, and a HEAD is not sold.
+        if self.method == Method::HEAD {
+            return None;
+        }
+        let sale = Sale {
+            route: &self.tariff.route,
+            method: self.method.as_str(),
+            url: &self.url,
+            offers: &self.board.offers,
+        };
+        self.till.quotes.as_ref()?.bill(sale, &*self.till.clock, &*self.till.entropy)
+    }
+
     /// A refusal without a bill: to pay (again) would be wrong, or no use.
     pub(crate) fn refuse(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
-        self.respond(refusal, PROBLEM_JSON, problem::problem_json(refusal, None), settlement)
+        self.respond(refusal, PROBLEM_JSON, problem::problem_json(refusal, None, None), settlement)
     }
 
     fn respond(
@@ -147,7 +228,7 @@ impl Desk {
         if let Some(seconds) = refusal.retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        self.add_settlement(headers, settlement);
+        self.add_names(headers, settlement);
         response
     }
 
@@ -177,13 +258,13 @@ impl Desk {
         if let Ok(id) = HeaderValue::try_from(payment.to_string()) {
             response.headers_mut().insert(PAYMENT_ID, id);
         }
-        self.add_settlement(response.headers_mut(), Some(settlement));
+        self.add_names(response.headers_mut(), Some(settlement));
         Self::guard(response)
     }
 
     /// An upstream's answer on a paid route that was not charged (status 400 or more).
     pub(crate) fn uncharged(&self, mut response: Response<Body>, told: &SettlementResponse) -> Response<Body> {
-        self.add_settlement(response.headers_mut(), Some(told));
+        self.add_names(response.headers_mut(), Some(told));
         Self::guard(response)
     }
 
@@ -211,7 +292,12 @@ impl Desk {
         response
     }
 
-    fn add_settlement(&self, headers: &mut HeaderMap, settlement: Option<&SettlementResponse>) {
+    /// What became of the payment, and what the request is called.
+    fn add_names(&self, headers: &mut HeaderMap, settlement: Option<&SettlementResponse>) {
+        headers.remove(REQUEST_ID);
+        if let Some(Ok(request)) = self.request.as_ref().map(|request| HeaderValue::try_from(request.as_str())) {
+            headers.insert(REQUEST_ID, request);
+        }
         for name in [PAYMENT_RESPONSE, X_PAYMENT_RESPONSE] {
             headers.remove(name);
         }
@@ -219,6 +305,11 @@ impl Desk {
             headers.insert(name, value);
         }
     }
+}
+
+fn price_unavailable() -> Refusal {
+    let detail = "what this resource costs cannot be told now; send the request again";
+    Refusal { retry_after_s: Some(PRICE_RETRY_S), ..Refusal::could_not_tell("price_unavailable", detail, Charged::No) }
 }
 
 /// Whether an upstream's header may be kept with an answer: not the connection's own, and not ours.
@@ -234,6 +325,7 @@ pub(crate) fn is_end_to_end(name: &HeaderName) -> bool {
         PAYMENT_REQUIRED,
         PAYMENT_RESPONSE,
         X_PAYMENT_RESPONSE,
+        REQUEST_ID,
     ]
     .contains(name)
 }

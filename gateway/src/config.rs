@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use farebox_wire::transfer::TransferTimes;
 use http::{HeaderValue, uri::Scheme};
 use ipnet::IpNet;
 use url::Url;
@@ -29,6 +30,10 @@ pub struct GatewayConfig {
     pub admission: AdmissionLimits,
     /// How doubts are ended.
     pub reconciler: ReconcilerLimits,
+    /// How long payers by transfer have. Needed, like `public_url`, as soon as a route takes transfers.
+    pub transfer: Option<TransferTimes>,
+    /// Pause between two looks at what the routes cost; rates and network fees move. \[5 s\]
+    pub reprice_every: Duration,
 }
 
 /// One address to listen on.

@@ -20,7 +20,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 use tracing::{debug, error};
 
-use crate::{admission::Till, challenge::is_end_to_end, upstream::UpstreamBody};
+use crate::{challenge::is_end_to_end, till::Till, upstream::UpstreamBody};
 
 /// Between two tries to tell books that do not listen.
 const END_PAUSE: Duration = Duration::from_secs(1);

@@ -13,15 +13,16 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
-use tracing::{error, warn};
+use tracing::{Instrument as _, error, warn};
 
 use crate::{
-    admission::{Place, Till, books_unavailable},
-    answer,
+    answer::{self, books_unavailable},
     body::Body,
-    challenge::{Desk, PAYMENT_ID},
+    challenge::{Desk, PAYMENT_ID, REQUEST_ID},
     delivery::{DeliveryBody, Hold, answer_headers, end_in_books},
+    places::Place,
     proxy::Inbound,
+    till::Till,
     upstream::{UpstreamBody, UpstreamError, Upstreams},
 };
 
@@ -43,11 +44,12 @@ pub(crate) struct Fare {
 pub(crate) async fn run(fare: Fare, inbound: Inbound) -> Response<Body> {
     let (reply, answer) = oneshot::channel();
     let lost = fare.desk.clone();
-    tokio::spawn(async move {
+    let ride = async move {
         let response = fare.ride(inbound, &reply).await;
         // Nobody there: the response is dropped, and with it the delivery, which leaves a payment that can be redeemed.
         drop(reply.send(response));
-    });
+    };
+    tokio::spawn(ride.in_current_span());
     match answer.await {
         Ok(response) => response,
         // The task panicked or the runtime is going down; what it left is the reconciler's.
@@ -288,7 +290,11 @@ impl Fare {
 
 /// What the upstream is told of the payment. It may run twice for one payment after a crash; the id is how it can tell.
 fn named(payment: &Payment) -> Vec<(HeaderName, HeaderValue)> {
-    let text = [(PAYER, payment.payer.as_str().to_owned()), (PAYMENT_ID, payment.id.to_string())];
+    let text = [
+        (PAYER, payment.payer.as_str().to_owned()),
+        (PAYMENT_ID, payment.id.to_string()),
+        (REQUEST_ID, payment.request.as_str().to_owned()),
+    ];
     text.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?))).collect()
 }
 

@@ -17,18 +17,24 @@ mod connection;
 mod delivery;
 mod fare;
 mod forward;
+mod lookups;
+mod marked;
 mod path;
 mod pattern;
+mod places;
 mod proxy;
+mod quotes;
 mod reconciler;
+mod refused;
+mod repricer;
 mod request_body;
 mod route;
 mod server;
+mod till;
 mod tls;
 mod upstream;
 mod worker;
 
-pub use admission::AdmissionLimits;
 pub use config::{
     GatewayConfig, Limits, ListenerConfig, ReplayLimits, TlsFiles, UpstreamConfig, UpstreamHost, UpstreamUrl,
     UpstreamUrlError,
@@ -38,5 +44,6 @@ pub use pattern::{MatchError, Methods, PathPattern, parse_match};
 pub use reconciler::ReconcilerLimits;
 pub use route::{Route, RouteMatch, RouteTable, RouteTableError};
 pub use server::{BindError, Gateway, Ports, ServeError};
+pub use till::AdmissionLimits;
 pub use tls::TlsFilesError;
 pub use upstream::UpstreamTlsError;

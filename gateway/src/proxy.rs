@@ -154,7 +154,7 @@ fn allowed_methods(methods: &Methods) -> HeaderValue {
 
 /// A refusal as problem+json. RFC 9457.
 pub(crate) fn refuse(refusal: &Refusal) -> Response<Body> {
-    let mut response = Response::new(Body::full(problem::problem_json(refusal, None)));
+    let mut response = Response::new(Body::full(problem::problem_json(refusal, None, None)));
     *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

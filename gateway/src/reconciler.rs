@@ -1,22 +1,30 @@
-//! Ends every doubt: asks the chain about payments that a crash, a dropped connection or a slow node left open, and looks again at
-//! payments that a reorganisation could still undo.
+//! Ends every doubt: asks the chain about payments that a crash, a dropped connection or a slow node left open, and takes back what a
+//! reorganisation undid.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use farebox_core::{
-    Payment, PaymentEvent, PaymentState,
-    ports::{Canonical, LedgerUnavailable, Rail, RecordError, Settlement},
+    BlockRef, Network, Payment, PaymentEvent, PaymentState,
+    ports::{Canonical, ChainWindow, LedgerUnavailable, Rail, RecordError, Settlement},
 };
-use tracing::{info, warn};
+use futures_util::{StreamExt as _, stream};
+use tracing::{error, info, warn};
 
-use crate::admission::Till;
+use crate::till::Till;
+
+/// How many payments' questions to the chain are under way at once.
+const RESOLVED_AT_ONCE: usize = 8;
 
 /// How the reconciler works.
 #[derive(Clone, Copy, Debug)]
 pub struct ReconcilerLimits {
     /// Pause between two rounds.
     pub interval: Duration,
-    /// Most payments looked at in one round, of each kind.
+    /// Most payments looked at in one round, and of an undone block taken back in one step.
     pub batch: u32,
     /// How long one payment's question to the chain may take.
     pub question_timeout: Duration,
@@ -30,83 +38,134 @@ impl Default for ReconcilerLimits {
 
 /// Works until it is dropped. A dropped round leaves nothing half done: every step is one record.
 pub(crate) async fn run(till: Arc<Till>, limits: ReconcilerLimits) {
+    let mut reconciler = Reconciler { till, limits, compared: HashMap::new() };
     loop {
-        if let Err(error) = round(&till, &limits).await {
+        if let Err(error) = reconciler.round().await {
             warn!(error = &error as &dyn std::error::Error, "reconciler could not read the books; trying again");
         }
         tokio::time::sleep(limits.interval).await;
     }
 }
 
-/// One look at everything open.
-pub(crate) async fn round(till: &Till, limits: &ReconcilerLimits) -> Result<(), LedgerUnavailable> {
-    for rail in &till.rails {
-        look_for_reorganisations(till, rail, limits).await?;
-    }
-    for payment in till.ledger.unresolved(till.clock.now(), limits.batch).await? {
-        resolve(till, &payment, limits).await;
-    }
-    Ok(())
+struct Reconciler {
+    till: Arc<Till>,
+    limits: ReconcilerLimits,
+    /// The window of each network that the books were last compared with, by its ends: blocks name their parents, so that windows with
+    /// the same ends are the same.
+    compared: HashMap<Network, (BlockRef, BlockRef)>,
 }
 
-async fn resolve(till: &Till, payment: &Payment, limits: &ReconcilerLimits) {
-    let event = if payment.state == PaymentState::Claimed {
-        PaymentEvent::LeaseExpired
-    } else {
-        let Some(rail) = till.rails.iter().find(|rail| rail.name() == payment.rail) else {
-            warn!(payment = %payment.id, rail = %payment.rail, "in doubt, and its rail is not configured any more");
-            return;
+impl Reconciler {
+    /// One look at everything open.
+    async fn round(&mut self) -> Result<(), LedgerUnavailable> {
+        self.till.marked.refresh(&*self.till.ledger).await?;
+        let mut followed = HashSet::new();
+        for rail in self.till.rails.clone() {
+            for window in rail.windows().await {
+                // Rails of one chain see one window.
+                if followed.insert(window.network.clone()) {
+                    self.compare(&rail, window).await?;
+                }
+            }
+        }
+        let open = self.till.ledger.unresolved(self.till.clock.now(), self.limits.batch).await?;
+        stream::iter(&open).for_each_concurrent(RESOLVED_AT_ONCE, |payment| self.resolve(payment)).await;
+        Ok(())
+    }
+
+    /// Takes back what was settled in blocks that the chain no longer has. However many payments are settled in it, a window that has
+    /// moved costs one question to the books, and one that has not costs none.
+    async fn compare(&mut self, rail: &Arc<dyn Rail>, window: ChainWindow) -> Result<(), LedgerUnavailable> {
+        let (Some(lowest), Some(head)) = (window.blocks.first().copied(), window.blocks.last().copied()) else {
+            return Ok(());
         };
-        match tokio::time::timeout(limits.question_timeout, rail.resolve(payment)).await {
-            Ok(Settlement::Final { transaction, block }) => PaymentEvent::Settled { transaction, block },
-            Ok(Settlement::Refused(rejected)) => PaymentEvent::Refused { code: rejected.code },
-            Ok(Settlement::InDoubt { source, .. }) => {
-                warn!(payment = %payment.id, error = &*source, "still in doubt");
-                PaymentEvent::Doubted
+        let ends = (lowest, head);
+        if self.compared.get(&window.network) == Some(&ends) {
+            return Ok(());
+        }
+        let mut certain = true;
+        for block in self.till.ledger.settled_blocks(&window.network, lowest.number).await? {
+            // One above the head is seen when the window has come to it.
+            if block.number > head.number || is_in(&window, &block) {
+                continue;
             }
-            Err(_) => PaymentEvent::Doubted,
-        }
-    };
-    let name = event.name();
-    match till.ledger.record(payment.id, vec![event], till.clock.now()).await {
-        Ok(now) if now.state != payment.state => {
-            info!(payment = %payment.id, from = payment.state.as_str(), to = now.state.as_str(), "reconciled");
-        }
-        // The holder was only slow and got there first.
-        Ok(_) | Err(RecordError::Illegal(_)) => {}
-        Err(error) => {
-            warn!(payment = %payment.id, event = name, error = &error as &dyn std::error::Error, "not reconciled")
-        }
-    }
-}
-
-/// Puts in doubt what was settled in a block that the chain no longer has.
-async fn look_for_reorganisations(
-    till: &Till,
-    rail: &Arc<dyn Rail>,
-    limits: &ReconcilerLimits,
-) -> Result<(), LedgerUnavailable> {
-    for (network, floor) in rail.revocable().await {
-        for block in till.ledger.settled_blocks(&network, floor).await? {
-            match rail.is_canonical(&network, &block).await {
+            match rail.is_canonical(&window.network, &block).await {
                 Ok(Canonical::Holds) => {}
-                Ok(Canonical::Gone) => {
-                    doubt(till, block.number, &till.ledger.settled_in(&network, &block, limits.batch).await?).await;
-                }
+                Ok(Canonical::Gone) => certain &= self.take_back(&window.network, &block).await?,
                 Err(error) => {
-                    warn!(%network, number = block.number, error = &*error, "block could not be looked at again")
+                    let (network, number) = (&window.network, block.number);
+                    warn!(%network, number, error = &*error, "block could not be looked at again");
+                    certain = false;
                 }
             }
         }
+        // What could not be found out, or done, is tried again although no block has come.
+        if certain {
+            self.compared.insert(window.network, ends);
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-async fn doubt(till: &Till, number: u64, payments: &[Payment]) {
-    for payment in payments {
-        warn!(payment = %payment.id, block = number, "reorganisation: revenue is in doubt");
-        if let Err(error) = till.ledger.record(payment.id, vec![PaymentEvent::Doubted], till.clock.now()).await {
-            warn!(payment = %payment.id, error = &error as &dyn std::error::Error, "doubt not recorded");
+    /// Takes back everything that was settled in a block; `false` if something is left.
+    async fn take_back(&self, network: &Network, block: &BlockRef) -> Result<bool, LedgerUnavailable> {
+        loop {
+            let payments = self.till.ledger.settled_in(network, block, self.limits.batch).await?;
+            let mut taken_back = 0;
+            for payment in &payments {
+                error!(payment = %payment.id, payer = %payment.payer, block = block.number, "reorganisation: revenue is taken back");
+                let event = vec![PaymentEvent::Reversed];
+                match self.till.ledger.record(payment.id, event, self.till.clock.now()).await {
+                    Ok(_) => taken_back += 1,
+                    Err(error) => {
+                        warn!(payment = %payment.id, error = &error as &dyn std::error::Error, "not taken back yet");
+                    }
+                }
+            }
+            if payments.is_empty() {
+                return Ok(true);
+            }
+            if taken_back == 0 {
+                return Ok(false);
+            }
         }
     }
+
+    async fn resolve(&self, payment: &Payment) {
+        let till = &self.till;
+        let event = if payment.state == PaymentState::Claimed {
+            PaymentEvent::LeaseExpired
+        } else {
+            let Some(rail) = till.rails.iter().find(|rail| rail.name() == payment.rail) else {
+                warn!(payment = %payment.id, rail = %payment.rail, "in doubt, and its rail is not configured any more");
+                return;
+            };
+            match tokio::time::timeout(self.limits.question_timeout, rail.resolve(payment)).await {
+                Ok(Settlement::Final { transaction, block }) => PaymentEvent::Settled { transaction, block },
+                Ok(Settlement::Refused(rejected)) => PaymentEvent::Refused { code: rejected.code },
+                Ok(Settlement::InDoubt { source, .. }) => {
+                    warn!(payment = %payment.id, error = &*source, "still in doubt");
+                    PaymentEvent::Doubted
+                }
+                Err(_) => PaymentEvent::Doubted,
+            }
+        };
+        let name = event.name();
+        match till.ledger.record(payment.id, vec![event], till.clock.now()).await {
+            Ok(now) if now.state != payment.state => {
+                info!(payment = %payment.id, from = payment.state.as_str(), to = now.state.as_str(), "reconciled");
+            }
+            // The holder was only slow and got there first.
+            Ok(_) | Err(RecordError::Illegal(_)) => {}
+            Err(error) => {
+                warn!(payment = %payment.id, event = name, error = &error as &dyn std::error::Error, "not reconciled");
+            }
+        }
+    }
+}
+
+/// Whether the window's chain has this block; it has no gap.
+fn is_in(window: &ChainWindow, block: &BlockRef) -> bool {
+    let lowest = window.blocks.first().map_or(0, |lowest| lowest.number);
+    let place = block.number.checked_sub(lowest).and_then(|place| usize::try_from(place).ok());
+    place.and_then(|place| window.blocks.get(place)) == Some(block)
 }

@@ -11,22 +11,27 @@ use std::{
 };
 
 use farebox_core::{
-    InstanceId,
-    ports::{Clock, Entropy, Ledger, Rail},
+    Access, InstanceId, RailName,
+    ports::{Clock, Entropy, Ledger, LedgerUnavailable, Rail},
 };
+use farebox_wire::transfer::Quoter;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
-    admission::{Till, Unsettled},
-    reconciler,
+    lookups::LookupLimit,
+    marked::MarkedPayers,
+    places::Places,
+    quotes::Quotes,
+    reconciler, repricer,
     request_body::RequestBodyLimits,
+    till::Till,
     tls,
     upstream::Upstreams,
     worker::{Accepted, Worker},
@@ -37,6 +42,9 @@ const BACKLOG: i32 = 4096;
 
 /// Pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the books may take for the last refusals when the gateway stops.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What stands behind the gateway.
 #[derive(Clone, Debug)]
@@ -51,6 +59,8 @@ pub struct Ports {
     pub entropy: Arc<dyn Entropy>,
     /// This run of this process.
     pub instance: InstanceId,
+    /// What seals the quotes of bills by transfer. Needed as soon as a route takes transfers; its keys are exchanged by whoever made it.
+    pub quoter: Option<Arc<Quoter>>,
 }
 
 /// What all workers share.
@@ -91,6 +101,17 @@ pub enum BindError {
         #[source]
         source: std::io::Error,
     },
+    /// A route takes transfers, and something that bills by transfer need is missing.
+    #[error("route {route} takes transfers, which needs {missing}")]
+    Transfers {
+        /// Which route.
+        route: farebox_core::RouteId,
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// The books did not answer.
+    #[error(transparent)]
+    Books(#[from] LedgerUnavailable),
 }
 
 impl BindError {
@@ -102,6 +123,8 @@ impl BindError {
             Self::Tls(error) => error.code(),
             Self::Upstream(error) => error.code(),
             Self::Listen { .. } => "cannot_listen",
+            Self::Transfers { .. } => "transfers_incomplete",
+            Self::Books(_) => "ledger_unavailable",
         }
     }
 }
@@ -129,12 +152,15 @@ impl ServeError {
 }
 
 impl Gateway {
-    /// Checks the routes, reads certificates and listens.
+    /// Checks the routes, reads certificates and the payers that the books have marked, and listens.
     ///
     /// # Errors
     /// [`BindError`]; nothing is left listening then.
     pub async fn bind(mut config: GatewayConfig, ports: Ports) -> Result<Self, BindError> {
         let routes = RouteTable::new(std::mem::take(&mut config.routes))?;
+        check_transfers(&routes, &config, &ports)?;
+        let till = till(&config, ports);
+        till.marked.refresh(&*till.ledger).await?;
         let request_defaults = RequestBodyLimits {
             bytes_max: config.limits.request_body_bytes_max,
             idle_timeout: config.limits.idle_timeout,
@@ -151,12 +177,7 @@ impl Gateway {
             addresses.push(socket.local_addr().map_err(|source| BindError::Listen { address, source })?);
             listeners.push((socket, acceptor));
         }
-        Ok(Self {
-            shared: Arc::new(Shared { till: Arc::new(till(&config, ports)), config, routes }),
-            listeners,
-            addresses,
-            upstreams,
-        })
+        Ok(Self { shared: Arc::new(Shared { till: Arc::new(till), config, routes }), listeners, addresses, upstreams })
     }
 
     /// Where it listens, in the config's order; with the port that port 0 became.
@@ -180,8 +201,7 @@ impl Gateway {
             crew.hire(number, self.shared.clone(), upstreams, draining.clone()).map_err(ServeError::Worker)?;
         }
         let Crew { hands, threads } = crew;
-        // Ends with the process: what it leaves is what it found.
-        let reconciler = tokio::spawn(reconciler::run(self.shared.till.clone(), self.shared.config.reconciler));
+        let chores = Chores::start(&self.shared);
         let slots = Arc::new(Semaphore::new(self.shared.config.limits.connections_max));
         let mut accepting = JoinSet::new();
         let hands: Arc<[Hand]> = hands.into();
@@ -195,14 +215,63 @@ impl Gateway {
             _ = accepting.join_next() => tracing::error!("no worker left"),
         }
         accepting.shutdown().await;
-        reconciler.abort();
+        let writing = chores.stop();
         drop(stopping);
         drain.send_replace(true);
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
-        match joined.await {
+        let joined = joined.await;
+        writing.finish().await;
+        match joined {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(ServeError::WorkerDied),
+        }
+    }
+}
+
+/// What is done beside requests.
+struct Chores {
+    /// Each leaves nothing half done when it is dropped.
+    tasks: JoinSet<()>,
+    writing: Writing,
+}
+
+/// What is written until the last request is over.
+struct Writing {
+    close: DropGuard,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Chores {
+    fn start(shared: &Arc<Shared>) -> Self {
+        let mut tasks = JoinSet::new();
+        let till = &shared.till;
+        tasks.spawn(reconciler::run(till.clone(), shared.config.reconciler));
+        let repriced = shared.clone();
+        tasks.spawn(async move {
+            let Shared { till, routes, config } = &*repriced;
+            repricer::run(routes.routes(), &till.rails, &*till.ledger, &*till.clock, config.reprice_every).await;
+        });
+        let swept = till.clone();
+        tasks.spawn(async move { swept.lookups.sweep().await });
+        let close = CancellationToken::new();
+        let clock = till.clock.clone();
+        let writing = till.refused.clone().keep_writing(till.ledger.clone(), move || clock.now(), close.clone());
+        Self { tasks, writing: Writing { close: close.drop_guard(), task: tokio::spawn(writing) } }
+    }
+
+    fn stop(mut self) -> Writing {
+        self.tasks.abort_all();
+        self.writing
+    }
+}
+
+impl Writing {
+    /// Writes what is left, unless the books take too long.
+    async fn finish(self) {
+        drop(self.close);
+        if tokio::time::timeout(LAST_WRITE_TIMEOUT, self.task).await.is_err() {
+            tracing::warn!("the last refusals are not in the audit log: the books took too long");
         }
     }
 }
@@ -267,7 +336,22 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, slots: Arc<Sema
     }
 }
 
+/// A bill by transfer that could not be sealed, or that named whatever origin its reader asked under, would be found out by the first
+/// payer.
+fn check_transfers(routes: &RouteTable, config: &GatewayConfig, ports: &Ports) -> Result<(), BindError> {
+    let takes = |access: &Access| matches!(access, Access::Paid(tariff) if tariff.rails.contains(&RailName::Transfer));
+    let Some(route) = routes.routes().iter().find(|route| takes(&route.access)) else { return Ok(()) };
+    let missing = match (&ports.quoter, &config.transfer, &config.public_url) {
+        (None, ..) => "keys to seal quotes with",
+        (_, None, _) => "the times that payers have",
+        (.., None) => "a public URL",
+        (Some(_), Some(_), Some(_)) => return Ok(()),
+    };
+    Err(BindError::Transfers { route: route.id.clone(), missing })
+}
+
 fn till(config: &GatewayConfig, ports: Ports) -> Till {
+    let quotes = ports.quoter.zip(config.transfer).map(|(quoter, times)| Quotes { quoter, times });
     Till {
         rails: ports.rails,
         ledger: ports.ledger,
@@ -276,7 +360,11 @@ fn till(config: &GatewayConfig, ports: Ports) -> Till {
         instance: ports.instance,
         limits: config.admission,
         answer_bytes_max: config.replay.body_bytes_max as u64,
-        unsettled: Unsettled::default(),
+        places: Places::default(),
+        lookups: LookupLimit::new(config.admission.lookups_per_minute),
+        marked: MarkedPayers::default(),
+        quotes,
+        refused: Arc::default(),
         stopping: CancellationToken::new(),
     }
 }

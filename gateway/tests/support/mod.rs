@@ -81,6 +81,8 @@ pub(crate) fn config(routes: &[(&str, &str)]) -> GatewayConfig {
         replay: ReplayLimits::default(),
         admission: AdmissionLimits::default(),
         reconciler: ReconcilerLimits::default(),
+        transfer: None,
+        reprice_every: Duration::from_secs(3600),
     }
 }
 
@@ -109,6 +111,7 @@ pub(crate) fn ports() -> Ports {
         clock: Arc::new(ManualClock::at(Timestamp::from_unix_s(1_700_000_000))),
         entropy: Arc::new(SeededEntropy::new(1)),
         instance,
+        quoter: None,
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     CODE_LIFETIME_MAX_S, CODE_TYPE, DOMAIN_NAME, DOMAIN_VERSION, NATIVE, NATIVE_PLACEHOLDER, QUOTE_CHARS_MAX,
-    QuoteOption, address, calendar, eip55,
+    QuoteOption, address, asset_name, calendar, eip55,
 };
 use crate::json::{self, JsonError, MemberError};
 
@@ -304,7 +304,7 @@ impl Serialize for TransferOption {
         let asset = &self.amount.asset;
         OptionOnWire {
             network: asset.network().as_str(),
-            asset: asset.erc20_address().map_or_else(|| NATIVE.to_owned(), eip55),
+            asset: asset_name(asset),
             symbol: &self.symbol,
             decimals: self.decimals,
             pay_to: eip55(self.pay_to),

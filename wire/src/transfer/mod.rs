@@ -6,7 +6,7 @@ mod bill;
 mod code;
 mod quote;
 
-use farebox_core::{EvmAddress, Timestamp};
+use farebox_core::{AssetId, EvmAddress, Timestamp};
 use http::HeaderName;
 use sha3::{Digest, Keccak256};
 
@@ -39,6 +39,12 @@ pub const CLOCK_SKEW_S: u64 = 30;
 
 /// The word for the network's own coin where an asset is named.
 pub(crate) const NATIVE: &str = "native";
+
+/// An asset as transfers name it: `native`, or the token's address in EIP-55.
+#[must_use]
+pub fn asset_name(asset: &AssetId) -> String {
+    asset.erc20_address().map_or_else(|| NATIVE.to_owned(), eip55)
+}
 
 /// An address with the capitals of EIP-55.
 #[must_use]

@@ -1,0 +1,89 @@
+//! What stands behind every paid request: rails, books, clock, and what is counted across requests.
+
+use std::{sync::Arc, time::Duration};
+
+use farebox_core::{
+    Credential, InstanceId, PaymentId, RequestId,
+    ports::{Clock, Entropy, Ledger, Rail},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes, refused::Refused};
+
+/// Bounds of a paid request's way.
+#[derive(Clone, Copy, Debug)]
+pub struct AdmissionLimits {
+    /// How long a request waits for the outcome of another with the same proof. \[10 s\]
+    pub busy_wait: Duration,
+    /// How long a claim is held without a sign of life. Longer than the longest upstream and settlement together. \[10 min\]
+    pub lease: Duration,
+    /// How many payments of one payer may be claimed and not yet settled, or verified at once. Each may cost us an upstream call and the
+    /// gas of a transaction that reverts, if the payer's balance is gone by then. \[32\]
+    pub unsettled_per_payer_max: usize,
+    /// How much longer than its upstream may take an authorization must live, for the settlement that follows. \[5 s\]
+    pub settle_margin: Duration,
+    /// How long the body of an answer that is small enough to be kept may take; after it the payment is not charged. \[60 s\]
+    pub answer_timeout: Duration,
+    /// How many look-ups of transactions that may not exist one client address may cause in a minute, 1 or more; a quarter of them at
+    /// once. More is 429. \[120\]
+    pub lookups_per_minute: u32,
+}
+
+impl Default for AdmissionLimits {
+    fn default() -> Self {
+        Self {
+            busy_wait: Duration::from_secs(10),
+            lease: Duration::from_secs(600),
+            unsettled_per_payer_max: 32,
+            settle_margin: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(60),
+            lookups_per_minute: 120,
+        }
+    }
+}
+
+/// All that admission works with.
+#[derive(Debug)]
+pub(crate) struct Till {
+    pub(crate) rails: Vec<Arc<dyn Rail>>,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) instance: InstanceId,
+    pub(crate) limits: AdmissionLimits,
+    /// Answers up to this size are kept for a payer who lost theirs; bytes.
+    pub(crate) answer_bytes_max: u64,
+    /// Payments being verified, or claimed and not yet settled, by payer.
+    pub(crate) places: Places,
+    /// Questions to chains, by client.
+    pub(crate) lookups: LookupLimit,
+    /// Payers whose payments wait for more than others'.
+    pub(crate) marked: MarkedPayers,
+    /// What bills by transfer are written with, if transfers are taken.
+    pub(crate) quotes: Option<Quotes>,
+    /// Refusals on their way into the audit log.
+    pub(crate) refused: Arc<Refused>,
+    /// Cancelled when the gateway begins to stop: what is only tidied up is left to the next start.
+    pub(crate) stopping: CancellationToken,
+}
+
+impl Till {
+    /// The rail that takes such a credential.
+    pub(crate) fn rail(&self, credential: &Credential) -> Option<&Arc<dyn Rail>> {
+        self.rails.iter().find(|rail| rail.name() == credential.rail())
+    }
+
+    pub(crate) fn new_payment(&self) -> PaymentId {
+        PaymentId::new(self.clock.now(), self.random())
+    }
+
+    pub(crate) fn new_request(&self) -> RequestId {
+        RequestId::at(self.clock.now(), self.random())
+    }
+
+    fn random(&self) -> [u8; 10] {
+        let mut random = [0; 10];
+        self.entropy.fill(&mut random);
+        random
+    }
+}
