@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
+mod claims;
 mod contender;
 mod footprint;
 mod host;
@@ -32,7 +33,7 @@ struct Args {
     #[arg(long, default_value_t = 16)]
     payers: usize,
     /// Only these parts.
-    #[arg(long, value_delimiter = ',', default_values = ["free", "402", "paid", "verify", "footprint"])]
+    #[arg(long, value_delimiter = ',', default_values = ["free", "402", "paid", "claims", "verify", "footprint"])]
     only: Vec<String>,
     /// Writes the figures as JSON to this file too.
     #[arg(long)]
@@ -51,6 +52,9 @@ async fn main() -> Result<()> {
     }
     if wants("paid") {
         paid::run(&args, &mut report).await?;
+    }
+    if wants("claims") {
+        claims::run(&args, &mut report).await?;
     }
     if wants("verify") {
         verify::run(&mut report).await?;

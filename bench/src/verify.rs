@@ -24,14 +24,18 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let config = ChainConfig {
         network: NETWORK.parse()?,
         rpc: vec![RpcUrl::parse(anvil.url())?.into()],
-        confirmations: 1,
+        confirmations: vec![FinalityTier { up_to: None, finality: Finality::default() }],
+        marked_finality: Finality::default(),
+        native: None,
+        head_age_max: Duration::from_secs(120),
+        quorum: None,
         assets: vec![AssetConfig {
             address: farebox_core::EvmAddress(Usdc::ADDRESS.into_array()),
             symbol: "USDC".into(),
             pegged: Pegged::UsDollar,
         }],
         pay_to: farebox_core::EvmAddress(pay_to()?.into_array()),
-        relayer: EvmKey::from_hex(&Account::named("relayer")?.key())?,
+        relayer: Some(EvmKey::from_hex(&Account::named("relayer")?.key())?),
         limits: ChainLimits { max_timeout_s: 600, ..ChainLimits::default() },
     };
     let rail = EvmRail::connect(vec![config], store, clock.clone()).await?;

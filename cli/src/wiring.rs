@@ -93,7 +93,7 @@ fn rails(
         rails.push(Arc::new(x402));
     }
     if let (Some(quoter), Some(times)) = (quoter, &config.transfer) {
-        let parts = TransferParts { quoter: quoter.clone(), ledger: ledger.clone(), times: times.clone() };
+        let parts = TransferParts { quoter: quoter.clone(), ledger: ledger.clone(), times: *times };
         rails.push(Arc::new(chains.transfer(parts)));
     }
     rails
@@ -148,7 +148,7 @@ impl Shop {
     pub(crate) fn quote_keys(&self, config: &Config) -> Option<QuoteKeys> {
         Some(QuoteKeys {
             quoter: self.quoter.clone()?,
-            times: config.transfer.clone()?,
+            times: config.transfer?,
             ledger: self.ledger.clone(),
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
@@ -174,7 +174,7 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         replay: ReplayLimits { body_bytes_max: usize::try_from(config.replay.body_bytes_max)? },
         admission: config.admission,
         reconciler: config.reconciler,
-        transfer: config.transfer.clone(),
+        transfer: config.transfer,
         reprice_every: config.reprice_every,
     };
     let Shop { instance, clock, entropy, ledger, rails, quoter } = shop;
@@ -266,6 +266,7 @@ pub(crate) fn oversized_headers(config: &Config, route: &Route, tariff: &Tariff)
         offers: tariff.board.now().offers.clone(),
         refusal: Refusal::payment("payment_required", ""),
     };
-    let bytes = farebox_wire::x402::encode_payment_required(&challenge).len() + OTHER_HEADERS_BYTES;
+    let bill = farebox_wire::x402::encode_payment_required(&challenge).map_or(0, |bill| bill.len());
+    let bytes = bill + OTHER_HEADERS_BYTES;
     (bytes > HEADERS_BYTES_COMMON_MAX).then_some(bytes)
 }

@@ -3,11 +3,11 @@
 use std::{collections::HashSet, sync::Arc};
 
 use farebox_core::{
-    BlockRef, Finality, Network,
+    AssetId, BlockRef, Finality, Network,
     ports::{BoxError, Canonical, ChainWindow, Clock, TransactionStore},
 };
 
-use crate::{ChainConfig, ConnectError, EvmRail, Rates, TransferParts, TransferRail, chain::Chain};
+use crate::{ChainConfig, ConnectError, EvmRail, Rates, TransferParts, TransferRail, chain::Chain, token::Coin};
 
 /// Every configured chain: its sources, its tokens, its relayer's lane. Clones share them; the lanes end with the last.
 #[derive(Clone, Debug)]
@@ -47,6 +47,13 @@ impl EvmChains {
     #[must_use]
     pub fn transfer(&self, parts: TransferParts) -> TransferRail {
         TransferRail::on(self.clone(), parts)
+    }
+
+    /// What we are paid in, on every chain: the asset, what prices call it, and its decimals.
+    #[must_use]
+    pub fn assets(&self) -> Vec<(AssetId, String, u8)> {
+        let coin = |coin: &Coin| (coin.asset.clone(), coin.symbol.clone(), coin.decimals);
+        self.iter().flat_map(|chain| chain.coins.iter().map(coin)).collect()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Chain> {

@@ -12,7 +12,6 @@ use farebox_evm::{
     AssetConfig, ChainConfig, ChainLimits, EvmKey, FinalityTier, KNOWN_ASSETS, NativeCoin, NativeRole, Pegged, Quorum,
     SecretText, SourceConfig, SourceKind,
 };
-use toml::Spanned;
 
 use super::{
     literal::{ChainLiteral, RelayerLiteral},

@@ -167,7 +167,7 @@ keys! {
     /// How prices follow rates and network fees.
     PricingLiteral = "[pricing]" {
         /// How often prices that depend on them are made again.
-        "refresh" refresh: Millis<1_000, 3_600_000>, Default("\"15s\"");
+        "refresh" refresh: Millis<1_000, 3_600_000>, Default("\"5s\"");
     }
 }
 

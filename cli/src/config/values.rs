@@ -10,7 +10,7 @@ use toml::{Spanned, de::DeValue};
 use url::Url;
 
 use super::{
-    read::{At, Keys, Literal, Located, Notes, found, keys, nearest, read_text},
+    read::{At, Keys, Literal, Located, Notes, found, keys, read_text},
     secret::{Environment, not_set, variable_name},
 };
 
@@ -361,7 +361,7 @@ macro_rules! words {
                     $( Some($word) => Some($value), )+
                     other => {
                         let what = format!("expected {}, found {}", Self::expected(), found(value));
-                        match other.and_then(|other| nearest(other, &[$($word),+])) {
+                        match other.and_then(|other| $crate::config::read::nearest(other, &[$($word),+])) {
                             None => notes.wrong(value.span(), at.path(), what),
                             Some(nearest) => notes.wrong_hint(
                                 value.span(), at.path(), what, format!("did you mean \"{nearest}\"?"),
