@@ -28,7 +28,7 @@ impl TransferRail {
         match first {
             _ if !offers.is_empty() => Ok(offers),
             Some(error) => Err(error),
-            None => Err(OfferError::NoAsset { price: price.clone() }),
+            None => Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
         }
     }
 
