@@ -24,6 +24,12 @@ async fn what_our_relayer_sends_is_claimed_from_before_it_is_broadcast() {
     shop.anvil().rpc("evm_mine", json!([])).await;
     assert_eq!(transaction_of(&shop.world.resolved(&in_doubt(&claimed, &shop.world.store)).await), stored);
     assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "it is mined");
+    // Stored and not broadcast: no node knows it, and it is claimed.
+    let unsent = B256::repeat_byte(0x55);
+    let stored = shop.world.store.rows.lock()[0].clone();
+    let row = farebox_core::StoredTransaction { hash: farebox_core::TransactionId::new(unsent.to_string()), ..stored };
+    shop.world.store.rows.lock().push(row);
+    assert_eq!(shop.claim_code(&shop.draft(unsent)).await, no(409, "already_claimed"), "it is stored");
     // Books that lost it: the sender alone gives it away.
     shop.world.store.rows.lock().clear();
     assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "our relayer sent it");
