@@ -36,6 +36,28 @@ async fn what_our_relayer_sends_is_claimed_from_before_it_is_broadcast() {
     assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
 }
 
+/// The harness's relayer, in hands that send what they like.
+fn relayer() -> Payer {
+    let key = hex::decode(&crate::harness::RELAYER[2..]).unwrap();
+    Payer::new(key.as_slice().try_into().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_relayer_sends_is_no_transfer_waiting_or_mined() {
+    let shop = Shop::new(&[]).await;
+    let usdc_contract = TxKind::Call(USDC.parse().unwrap());
+    let relayer = relayer();
+    let approve = approveCall { spender: relayer.address(), value: U256::MAX }.abi_encode();
+    shop.payer.send(shop.anvil(), usdc_contract, 0, approve).await;
+    shop.anvil().rpc("evm_setAutomine", json!([false])).await;
+    let take = transferFromCall { from: shop.payer.address(), to: seller(), value: U256::from(PRICE) }.abi_encode();
+    let (transaction, _) = relayer.broadcast(shop.anvil(), usdc_contract, 0, take).await;
+    assert_eq!(shop.claim_code(&shop.draft(transaction)).await, no(409, "already_claimed"), "it waits");
+    shop.anvil().rpc("evm_mine", json!([])).await;
+    assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
+    assert_eq!(shop.claim_code(&shop.draft(transaction)).await, no(409, "already_claimed"), "it is mined");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authorization_that_the_payer_submits_is_no_transfer() {
     let shop = Shop::new(&[]).await;
@@ -58,8 +80,7 @@ async fn a_transfer_to_oneself_or_by_the_relayer_pays_nobody() {
     own.pay_to = EvmAddress(shop.payer.address().into_array());
     own.quote.options[0].pay_to = own.pay_to;
     assert_eq!(shop.claim_code(&own).await, no(402, "wrong_payer"));
-    let key = hex::decode(&crate::harness::RELAYER[2..]).unwrap();
-    let relayer = Payer::new(key.as_slice().try_into().unwrap());
+    let relayer = relayer();
     let draft = Draft { payer: relayer.address(), ..shop.draft(transaction) };
     assert_eq!(shop.claim(&shop.sign_by(&draft, &relayer.signer)).await.unwrap_err(), no(402, "wrong_payer"));
     let mut nothing = shop.draft(transaction);
