@@ -12,6 +12,7 @@ use farebox_wire::{
     },
 };
 use http::HeaderMap;
+use serde::de::IgnoredAny;
 
 use crate::{agent::Note, entry::SecretHeader, error::UnreadableBill};
 
@@ -27,14 +28,13 @@ pub(crate) struct Billed {
 /// body longer than [`BILL_BODY_BYTES_MAX`] is `None`, and no bill. Of two kinds of terms, those that cannot be read do not spoil
 /// the others.
 pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Billed, UnreadableBill> {
-    let (x402, transfer) = (read_x402(headers, body), body.map_or(Ok(None), transfer::decode_bill));
+    // What is no JSON has no member that could be wrong.
+    let json = body.filter(|body| serde_json::from_slice::<IgnoredAny>(body).is_ok());
+    let (x402, transfer) = (read_x402(headers, body), json.map_or(Ok(None), transfer::decode_bill));
     let unreadable = |rail, error: &dyn Error| Note::TermsUnreadable { rail, reason: error.to_string() };
     Ok(match (x402, transfer) {
         (Ok((bill, mut notes)), Err(error)) => {
-            // A body that is not the gateway's has no transfer member to be wrong about.
-            if body.is_some_and(|body| serde_json::from_slice::<serde_json::Value>(body).is_ok()) {
-                notes.push(unreadable(RailName::Transfer, &error));
-            }
+            notes.push(unreadable(RailName::Transfer, &error));
             Billed { x402: Some(bill), transfer: None, notes }
         }
         (Ok((bill, notes)), Ok(transfer)) => Billed { x402: Some(bill), transfer, notes },
