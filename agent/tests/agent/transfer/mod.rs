@@ -2,6 +2,7 @@
 
 mod chain;
 mod crash;
+mod example;
 mod hostile;
 mod paying;
 mod shop;
