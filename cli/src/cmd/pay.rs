@@ -16,16 +16,20 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use farebox_agent::{
-    Agent, Charge, DollarAsset, FetchError, Journal, PaymentMade, Policy, Quote, Redirects, RetryPolicy, Stake, Usd,
-    well_known_assets,
+    Agent, Charge, DollarAsset, FetchError, Journal, NotSent, PaymentMade, Policy, Quote, Redirects, RetryPolicy,
+    Stake, Usd, well_known_assets,
 };
 use farebox_core::{
-    EvmAddress, Network,
-    ports::{Clock, Entropy},
+    AssetId, Decimal, EvmAddress, Network, RailName,
+    ports::{Clock, Entropy, WalletError},
 };
+use farebox_evm::RpcUrl;
 
 /// How many redirects `-L` follows.
 const REDIRECTS_MAX: u32 = 20;
+
+/// Of every EVM network's coin.
+const COIN_DECIMALS: u8 = 18;
 
 /// The exit codes, as the help tells them.
 const EXIT_CODES: &str = "\
@@ -33,14 +37,17 @@ Exit codes:
   0   answered with a status below 400, and paid if it had to be
   1   something else went wrong
   2   the command line is wrong
-  3   the wallet or the journal is missing or cannot be used; nothing was sent or signed over it
-  4   the policy forbids the payment, or the method is HEAD, which is not sold; nothing new was signed
+  3   the wallet or the journal is missing or cannot be used, or the wallet holds too little or has no node for a transfer;
+      nothing was sent or signed over it
+  4   the policy forbids the payment or its gas, or the method is HEAD, which is not sold; nothing new was signed
   5   the seller refused the payment or could not serve it, and says it was not charged
   6   not known whether the payment was charged: run the same command again, it cannot pay twice
   7   no answer from the server; nothing was signed
   8   the seller's 402 cannot be read
   9   charged, and the seller gives no answer for it; if the error is charged_not_served, the same command redeems it
   10  the answer to a payment broke off: run the same command again, it sends the same payment and cannot pay twice
+  11  a transfer moved nothing and never will: it failed on the chain, or its nonce was used; the same command pays anew
+  12  a transfer came too late for its bill: the seller keeps it as credit and did not serve the request
   22  answered with a status of 400 or more, without a payment
   23  answered with a status of 400 or more, after a payment was sent
 
@@ -50,7 +57,8 @@ valid, so that a seller who broke its word could charge it until then.";
 
 /// Fetch a URL and pay for it if it must be paid for
 ///
-/// Takes the key from FAREBOX_WALLET_KEY, --key-file or --keystore, never from the command line. What was signed is noted in the
+/// Pays by x402 if the bill has terms for that which the wallet can pay, and else by an ordinary transfer, which needs a node (--rpc)
+/// and takes until it is confirmed. Takes the key from FAREBOX_WALLET_KEY, --key-file or --keystore, never from the command line. What was signed is noted in the
 /// journal before it is sent: after a crash or a lost answer, the same command sends the same payment again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
@@ -88,8 +96,19 @@ pub(crate) struct PayArgs {
     /// The most this call may cost, such as 0.10 [default: $0.10]
     #[arg(long, value_name = "DOLLARS", value_parser = dollars)]
     max: Option<Usd>,
-    /// Also pay in this dollar token: CAIP-19 name, symbol and decimals, with commas between
-    #[arg(long = "asset", value_name = "ASSET,SYMBOL,DECIMALS", value_parser = dollar_asset)]
+    /// Pay in this way only: x402 or transfer; repeated, in this order of preference [default: x402, then transfer]
+    #[arg(long = "rail", value_name = "RAIL", value_parser = rail)]
+    rails: Vec<RailName>,
+    /// Ask this node about a network, for transfers: eip155:8453=https://…; may be repeated. FAREBOX_RPC takes several with spaces
+    /// between, and keeps a key in them from the command line
+    #[arg(long = "rpc", value_name = "NETWORK=URL", env = "FAREBOX_RPC", hide_env_values = true, value_delimiter = ' ', value_parser = network_rpc)]
+    rpc: Vec<NetworkRpc>,
+    /// The most that the gas of a transfer may cost, in whole coins of its network [default: 0.001]
+    #[arg(long, value_name = "COINS", value_parser = coins)]
+    max_gas: Option<Wei>,
+    /// Also pay in this token or coin: CAIP-19 name, symbol and decimals, with commas between, and what one of it is worth in
+    /// dollars if that is not 1: eip155:8453/slip44:60,ETH,18,4000
+    #[arg(long = "asset", value_name = "ASSET,SYMBOL,DECIMALS[,DOLLARS]", value_parser = dollar_asset)]
     assets: Vec<DollarAsset>,
     /// Pay on this network only, such as eip155:8453; may be repeated
     #[arg(long = "network", value_name = "NETWORK")]
@@ -112,7 +131,7 @@ pub(crate) struct PayArgs {
     /// Show the bill and what would be paid; sign nothing
     #[arg(long)]
     dry_run: bool,
-    /// Give up after so many seconds, all attempts together [default: 120]
+    /// Give up after so many seconds, all attempts together [default: 120, and 1200 once a transfer is made]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
     /// The journal's folder [default: farebox/journal in the user's state folder]
@@ -201,9 +220,14 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
     policy.assets = args.assets.iter().cloned().chain(well_known_assets()).collect();
     policy.networks = some_set(&args.networks);
     policy.payees = some_set(&args.payees);
+    if !args.rails.is_empty() {
+        policy.rails.clone_from(&args.rails);
+    }
+    policy.max_gas_wei = args.max_gas.map_or(policy.max_gas_wei, |Wei(wei)| wei);
     let mut retry = RetryPolicy::default();
     if let Some(seconds) = args.timeout {
         retry.deadline = Duration::from_secs(seconds);
+        retry.transfer_deadline = retry.deadline;
     }
     let client = reqwest::Client::builder().user_agent(concat!("farebox/", env!("CARGO_PKG_VERSION")));
     let redirects = if args.location { Redirects::Follow { hops_max: REDIRECTS_MAX } } else { Redirects::Return };
@@ -242,11 +266,43 @@ fn dollars(text: &str) -> anyhow::Result<Usd> {
 }
 
 fn dollar_asset(text: &str) -> anyhow::Result<DollarAsset> {
-    let [id, symbol, decimals] = text.split(',').collect::<Vec<_>>()[..] else {
-        anyhow::bail!("expected a token as eip155:8453/erc20:0x833589fcd6edb6e08f4c7c32d4f71b54bda02913,USDC,6");
+    let (id, symbol, decimals, worth) = match text.split(',').collect::<Vec<_>>()[..] {
+        [id, symbol, decimals] => (id, symbol, decimals, None),
+        [id, symbol, decimals, worth] => (id, symbol, decimals, Some(worth)),
+        _ => anyhow::bail!("expected a token as eip155:8453/erc20:0x833589fcd6edb6e08f4c7c32d4f71b54bda02913,USDC,6"),
     };
     let decimals = decimals.parse().with_context(|| format!("expected decimals of 0 to 18, found {decimals}"))?;
-    Ok(DollarAsset::new(id.parse()?, symbol, decimals)?)
+    let (id, worth): (AssetId, _) = (id.parse()?, worth.map(|text| text.strip_prefix('$').unwrap_or(text)));
+    // A coin that is taken for a dollar by a slip would be paid in thousands.
+    anyhow::ensure!(worth.is_some() || !id.is_native(), "say what one {symbol} is worth in dollars: {text},4000");
+    let asset = DollarAsset::new(id, symbol, decimals)?;
+    Ok(worth.map_or(Ok(asset.clone()), |worth| anyhow::Ok(asset.worth_each(worth.parse()?)?))?)
+}
+
+fn rail(text: &str) -> anyhow::Result<RailName> {
+    let found = RailName::ALL.into_iter().find(|rail| rail.as_str() == text);
+    found.ok_or_else(|| anyhow!("expected x402 or transfer"))
+}
+
+/// A node, and the network it is of.
+#[derive(Clone, Debug)]
+struct NetworkRpc {
+    network: Network,
+    url: RpcUrl,
+}
+
+fn network_rpc(text: &str) -> anyhow::Result<NetworkRpc> {
+    // The text is not repeated: it may hold an API key.
+    let (network, url) = text.split_once('=').context("expected a node as eip155:8453=https://mainnet.base.org")?;
+    Ok(NetworkRpc { network: network.parse()?, url: RpcUrl::parse(url)? })
+}
+
+/// Wei.
+#[derive(Clone, Copy, Debug)]
+struct Wei(u128);
+
+fn coins(text: &str) -> anyhow::Result<Wei> {
+    Ok(Wei(text.parse::<Decimal>()?.to_units(COIN_DECIMALS)?))
 }
 
 impl Failure {
@@ -256,16 +312,25 @@ impl Failure {
             Self::SetUp(_) => 3,
             Self::Fetch(error) => match error {
                 FetchError::Request(_) => 2,
-                FetchError::Wallet(_) | FetchError::WalletStrayed { .. } | FetchError::Journal(_) => 3,
+                FetchError::NotSent(NotSent::GasOverMax { .. }) => 4,
+                FetchError::NotSent(_)
+                | FetchError::Wallet(_)
+                | FetchError::WalletStrayed { .. }
+                | FetchError::Journal(_) => 3,
                 FetchError::Policy(_) | FetchError::HeadNotSold { .. } => 4,
                 FetchError::Refused { .. }
                 | FetchError::InsufficientBalance { .. }
                 | FetchError::NotServed { .. }
                 | FetchError::StoppedAfterRefusal { .. } => 5,
-                FetchError::OutcomeUnclear { .. } => 6,
+                FetchError::OutcomeUnclear { .. }
+                | FetchError::OtherWallet { .. }
+                | FetchError::TransferUnconfirmed { .. }
+                | FetchError::TransferLate { .. } => 6,
                 FetchError::Network { .. } => 7,
                 FetchError::Bill(_) => 8,
                 FetchError::ChargedNotServed { .. } | FetchError::ChargedNotDelivered { .. } => 9,
+                FetchError::TransferVoid { .. } => 11,
+                FetchError::Credited { .. } => 12,
             },
             Self::BrokenOff { .. } => 10,
             Self::Other(_) => 1,
@@ -313,7 +378,18 @@ impl Failure {
             FetchError::Policy(_) => {
                 Some("--dry-run shows the whole bill; --max, --asset and --network widen the policy")
             }
+            FetchError::NotSent(NotSent::GasOverMax { .. }) => {
+                Some("wait for lower fees, allow more with --max-gas, or pay on another --network")
+            }
+            FetchError::Wallet(WalletError::NoNode { .. }) => Some("name one with --rpc NETWORK=URL or in FAREBOX_RPC"),
             FetchError::OutcomeUnclear { .. } => Some(again),
+            FetchError::TransferUnconfirmed { .. } => {
+                Some("run the same command again: it goes on with this one transfer and cannot pay twice")
+            }
+            FetchError::TransferLate { .. } => {
+                Some("run the same command again to see whether it was mined; --label NAME makes a payment of its own")
+            }
+            FetchError::Credited { .. } => Some("to pay again on purpose, run it again with a --label of its own"),
             FetchError::NotServed { .. } => Some("run the same command again to try again: it sends the same payment"),
             FetchError::ChargedNotServed { .. } => Some("run the same command again: it redeems this payment"),
             FetchError::InsufficientBalance { .. } => Some("fund the wallet or name another one, and run this again"),

@@ -7,14 +7,16 @@ use std::{
 };
 
 use anyhow::Context as _;
-use farebox_agent::{Charge, Entry, FetchError, Fetched, Note, PaymentMade, Quote, QuotedOffer, Stake};
-use farebox_core::Timestamp;
+use farebox_agent::{
+    Charge, DollarAsset, Entry, FetchError, Fetched, Note, PaymentMade, Quote, QuotedOffer, Stake, TransferMade,
+};
+use farebox_core::{Decimal, NetworkFee, Offer, RailName, Timestamp};
 use http::Method;
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{Failure, PayArgs};
+use super::{COIN_DECIMALS, Failure, PayArgs};
 
 /// The largest body that `--json` holds in memory.
 const JSON_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -133,6 +135,7 @@ fn payment_json(made: &PaymentMade) -> Value {
         "symbol": made.asset.symbol(),
         "units": made.offer.amount.units.to_string(),
         "asset": made.offer.amount.asset,
+        "rail": made.offer.rail,
         "network": made.offer.network(),
         "pay_to": made.offer.pay_to,
         "charged": charged,
@@ -144,6 +147,11 @@ fn payment_json(made: &PaymentMade) -> Value {
     });
     if let Charge::NotCharged { until } = &made.charge {
         object["authorizationValidUntil"] = until.unix_s().into();
+    }
+    if let Some(transfer) = &made.transfer {
+        object["confirmations"] = transfer.confirmations.into();
+        object["gas_wei"] = transfer.gas_wei.map(|wei| wei.to_string()).into();
+        object["credit_units"] = transfer.credit_units.map(|units| units.to_string()).into();
     }
     object
 }
@@ -181,8 +189,25 @@ fn receipt_line(method: &Method, url: &Url, made: &PaymentMade) -> String {
     if let Some(id) = made.payment {
         write!(text, " ({id})").unwrap_or_default();
     }
+    if let Some(transfer) = &made.transfer {
+        text.push_str(&transfer_text(made, transfer));
+    }
     text.push('\n');
     text
+}
+
+/// What a transfer has beside its payment.
+fn transfer_text(made: &PaymentMade, transfer: &TransferMade) -> String {
+    let mut parts = Vec::new();
+    parts.extend(transfer.confirmations.map(|n| format!("{n} confirmation{}", if n == 1 { "" } else { "s" })));
+    parts.extend(transfer.gas_wei.map(|wei| format!("gas {} of the network's coin", coins(wei))));
+    let credit = |units| format!("credit {} {}", made.asset.tokens(units), made.asset.symbol());
+    parts.extend(transfer.credit_units.map(credit));
+    parts.iter().fold(String::new(), |text, part| text + "; " + part)
+}
+
+fn coins(wei: u128) -> Decimal {
+    Decimal::from_units(wei, COIN_DECIMALS)
 }
 
 fn note(note: &Note) -> String {
@@ -191,6 +216,7 @@ fn note(note: &Note) -> String {
         Note::PriceChanged { was, now } => format!("a second bill asked for {now} instead of {was}"),
         Note::RedirectNotFollowed => "the paid request was redirected, which was not followed".to_owned(),
         Note::BodyDisagrees => "the body of the 402 asks for other terms than its header, which was taken".to_owned(),
+        Note::TermsUnreadable { rail, reason } => format!("the bill's terms for {rail} cannot be read: {reason}"),
         Note::ReceiptDiffers { field, signed, receipt } => {
             format!("the receipt names the {field} {receipt}; {signed} was signed")
         }
@@ -199,14 +225,15 @@ fn note(note: &Note) -> String {
 
 /// The bill, readable.
 pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
-    let (url, bill, offers, notes, open) = match quote {
+    let (url, description, skipped, offers, notes, open) = match quote {
         Quote::Free(response) if args.json => {
             return print(&format!("{}\n", json!({"status": response.status().as_u16(), "offers": null})));
         }
         Quote::Free(response) => return print(&format!("no bill: the server answers {}\n", response.status())),
-        Quote::Bill { url, bill, offers, notes, open } => (url, bill, offers, notes, open),
+        Quote::Bill { url, description, skipped, offers, notes, open } => {
+            (url, description, skipped, offers, notes, open)
+        }
     };
-    let skipped: Vec<String> = bill.skipped.iter().map(ToString::to_string).collect();
     if args.json {
         let offers: Vec<Value> = offers.iter().map(offer_json).collect();
         let notes: Vec<String> = notes.iter().map(note).collect();
@@ -216,19 +243,20 @@ pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
         return print(&format!("{object}\n"));
     }
     let mut text = format!("{url} wants to be paid\n");
-    if let Some(description) = &bill.description {
+    if let Some(description) = description {
         writeln!(text, "  for {description}")?;
     }
     for QuotedOffer { offer, judgement, chosen } in offers {
         let mark = if *chosen { "*" } else { " " };
-        let (units, to) = (offer.amount.units, &offer.pay_to);
+        let (units, to, rail) = (offer.amount.units, &offer.pay_to, offer.rail);
         match judgement {
             Ok(fine) => {
                 let (tokens, symbol) = (fine.asset.tokens(units), fine.asset.symbol());
-                writeln!(text, "{mark} {tokens} {symbol} ({}) on {} to {to}", fine.price, offer.network())?;
+                let (price, network, fee) = (fine.price, offer.network(), fee_text(offer, &fine.asset));
+                writeln!(text, "{mark} {rail}: {tokens} {symbol} ({price}{fee}) on {network} to {to}")?;
             }
             Err(rule) => {
-                writeln!(text, "{mark} {units} units of {} to {to}", offer.amount.asset)?;
+                writeln!(text, "{mark} {rail}: {units} units of {} to {to}", offer.amount.asset)?;
                 writeln!(text, "    not payable: {rule}")?;
             }
         }
@@ -246,6 +274,17 @@ pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
         "none of it would be paid; nothing was signed\n"
     });
     print(&text)
+}
+
+/// Who pays the gas, and about how much it is, by the seller's word.
+fn fee_text(offer: &Offer, asset: &DollarAsset) -> String {
+    let tokens = |units| format!("{} {}", asset.tokens(units), asset.symbol());
+    match offer.network_fee {
+        Some(NetworkFee::Included(units)) => format!(", of which {} for gas", tokens(units)),
+        Some(NetworkFee::OnTop(wei)) => format!(", and about {} of the network's coin for gas", coins(wei)),
+        None if offer.rail == RailName::Transfer => ", and gas".to_owned(),
+        Some(NetworkFee::Absorbed(_)) | None => String::new(),
+    }
 }
 
 fn open_json(entry: &Entry) -> Value {
@@ -275,7 +314,15 @@ pub(super) fn foreign_resend_line(entry: &Entry) -> String {
 
 fn offer_json(quoted: &QuotedOffer) -> Value {
     let QuotedOffer { offer, judgement, chosen } = quoted;
+    let fee = match offer.network_fee {
+        Some(NetworkFee::OnTop(wei)) => json!({"payer": "you", "wei": wei.to_string()}),
+        Some(NetworkFee::Included(units)) => json!({"payer": "seller", "included_units": units.to_string()}),
+        Some(NetworkFee::Absorbed(units)) => json!({"payer": "seller", "absorbed_units": units.to_string()}),
+        None => Value::Null,
+    };
     let mut object = json!({
+        "rail": offer.rail,
+        "network_fee": fee,
         "units": offer.amount.units.to_string(),
         "asset": offer.amount.asset,
         "network": offer.network(),
@@ -334,6 +381,16 @@ pub(super) fn failure_json(failure: &Failure) -> Value {
         Failure::Fetch(FetchError::ChargedNotDelivered { transaction, .. }) => {
             error["transaction"] = json!(transaction)
         }
+        Failure::Fetch(FetchError::Credited { transaction, credit, .. }) => {
+            error["transaction"] = json!(transaction);
+            error["credit"] = json!(credit);
+        }
+        Failure::Fetch(
+            FetchError::TransferUnconfirmed { transaction, .. }
+            | FetchError::TransferLate { transaction, .. }
+            | FetchError::TransferVoid { transaction, .. }
+            | FetchError::OtherWallet { transaction, .. },
+        ) => error["transaction"] = json!(transaction),
         _ => {}
     }
     let mut object = json!({ "error": error });

@@ -50,6 +50,10 @@ async fn seller() -> String {
                 json!({"success": success, "transaction": hash, "network": "eip155:84532", "errorReason": reason});
             ("payment-response", BASE64_STANDARD.encode(word.to_string()))
         };
+        if uri.path() == "/send" {
+            let host = headers["host"].to_str().unwrap();
+            return transfer_bill(&format!("http://{host}{uri}"));
+        }
         match (uri.path(), headers.contains_key("payment-signature")) {
             ("/free", _) => respond(404, ("x-a", String::new()), "nothing"),
             ("/dear", false) => bill("1000000"),
@@ -84,6 +88,84 @@ async fn seller() -> String {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await.unwrap() });
     format!("http://{address}")
+}
+
+/// A bill of one cent by transfer alone.
+fn transfer_bill(resource: &str) -> Response {
+    let later = |hours: u64| {
+        let at = SystemClock.now().plus(Duration::from_secs(hours * 3600));
+        jiff::Timestamp::from_second(at.unix_s().try_into().unwrap()).unwrap().to_string()
+    };
+    let bill = json!({"transfer": {
+        "quote": "q", "resource": resource, "method": "GET", "payBy": later(1), "claimBy": later(24),
+        "options": [{
+            "network": "eip155:84532", "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e", "symbol": "USDC", "decimals": 6,
+            "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "amount": "10000", "confirmations": "safe",
+            "networkFee": {"asset": "native", "estimate": "21000000000000", "unit": "wei"},
+        }],
+    }});
+    Response::builder().status(402).body(bill.to_string().into()).unwrap()
+}
+
+#[tokio::test]
+async fn a_transfer_needs_a_node_and_the_owners_leave() {
+    let (base, folder) = (seller().await, tempfile::tempdir().unwrap());
+    let journal = folder.path().join("journal");
+    let url = format!("{base}/send");
+    let line = ["--json", "--timeout", "1", "--journal", journal.to_str().unwrap(), &url];
+    let failed = async |more: &[&str]| {
+        let failure = Box::pin(pay(&parse(&[&line[..], more].concat()), &context())).await.unwrap_err();
+        let code = output::failure_json(&failure)["error"]["code"].clone();
+        (failure.exit_code(), code, failure.hint().unwrap_or_default().to_owned())
+    };
+    let (exit, code, hint) = failed(&[]).await;
+    assert_eq!((exit, code), (ExitCode::from(3), json!("wallet_without_node")));
+    assert!(hint.contains("--rpc"), "{hint}");
+    let (exit, code, _) = failed(&["--rpc", "eip155:84532=http://127.0.0.1:1"]).await;
+    assert_eq!((exit, code), (ExitCode::from(3), json!("wallet_unavailable")));
+    assert_eq!(failed(&["--rail", "x402"]).await.0, ExitCode::from(4));
+    assert_eq!(failed(&["--max", "0.001"]).await.0, ExitCode::from(4));
+    assert_eq!(std::fs::read_dir(journal.join("open")).unwrap().count(), 0);
+    let dry = |more: &[&str]| parse(&[&line[..], &["--dry-run"], more].concat());
+    assert_eq!(Box::pin(run(dry(&[]), context())).await.unwrap(), ExitCode::SUCCESS);
+    assert_eq!(Box::pin(run(dry(&["--rail", "x402"]), context())).await.unwrap(), ExitCode::from(4));
+}
+
+#[test]
+fn ways_to_pay_nodes_and_limits_are_read_and_mistakes_do_not_repeat_a_key() {
+    let args = parse(&["--rail", "transfer", "--rail", "x402", "--max-gas", "0.5", "http://example.test"]);
+    assert_eq!(
+        (args.rails, args.max_gas.unwrap().0),
+        (vec![RailName::Transfer, RailName::X402], 500_000_000_000_000_000)
+    );
+    let args =
+        parse(&["--rpc", "eip155:1=https://a.test/KEY", "--rpc", "eip155:1=wss://b.test", "http://example.test"]);
+    assert_eq!(args.rpc.len(), 2);
+    assert!(!format!("{args:?}").contains("KEY"));
+    let coin = dollar_asset("eip155:1/slip44:60,ETH,18,$4000.5").unwrap();
+    assert_eq!(coin.worth(10_000_000_000_000_000).to_string(), "$40.005");
+    for wrong in ["eip155:1/slip44:60,ETH,18", "eip155:1/slip44:60,ETH,18,0", "eip155:1/slip44:60,ETH,18,1,1"] {
+        assert!(dollar_asset(wrong).is_err(), "{wrong}");
+    }
+    for wrong in ["https://a.test/KEY", "eip155:1=KEY", "base=https://a.test/KEY"] {
+        let error = format!("{:#}", network_rpc(wrong).unwrap_err());
+        assert!(!error.contains("KEY"), "{error}");
+    }
+    assert!(rail("lightning").is_err() && coins("-1").is_err() && coins("1e3").is_err());
+}
+
+#[test]
+fn what_became_of_a_transfer_has_its_own_exit_codes() {
+    let transaction = farebox_core::TransactionId::new("0xabc");
+    let void = FetchError::TransferVoid { transaction: transaction.clone(), reason: "r".to_owned() };
+    let credit = FetchError::Credited { reason: "late".to_owned(), transaction: transaction.clone(), credit: None };
+    let open = FetchError::TransferUnconfirmed { transaction, last: "l".to_owned() };
+    for (error, exit, charged) in [(void, 11, json!(false)), (credit, 12, json!(true)), (open, 6, json!("unknown"))] {
+        let failure = Failure::Fetch(error);
+        assert_eq!(failure.exit_code(), ExitCode::from(exit));
+        let object = output::failure_json(&failure);
+        assert_eq!((&object["error"]["charged"], &object["error"]["transaction"]), (&charged, &json!("0xabc")));
+    }
 }
 
 #[tokio::test]

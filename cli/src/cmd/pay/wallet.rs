@@ -1,17 +1,17 @@
 //! Where the key comes from: the environment or a file, never the command line, which every process of the machine can read.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
 use farebox_core::{
-    Amount, AssetId, EvmAddress, Offer, Timestamp, X402Credential,
+    Amount, AssetId, EvmAddress, Network, Offer, Timestamp, X402Credential,
     ports::{Wallet, WalletError},
 };
-use farebox_evm::{EvmKey, LocalWallet};
+use farebox_evm::{EvmKey, LocalWallet, RpcUrl};
 use zeroize::Zeroizing;
 
-use super::{PayArgs, PayContext};
+use super::{NetworkRpc, PayArgs, PayContext};
 
 const KEY_VARIABLE: &str = "FAREBOX_WALLET_KEY";
 const PASSWORD_VARIABLE: &str = "FAREBOX_WALLET_PASSWORD";
@@ -33,7 +33,17 @@ pub(super) fn open(args: &PayArgs, context: &PayContext) -> anyhow::Result<Arc<d
     } else {
         return Ok(Arc::new(NoKey));
     };
-    Ok(Arc::new(LocalWallet::new(key, Arc::clone(&context.entropy))))
+    let mut nodes: BTreeMap<&Network, Vec<RpcUrl>> = BTreeMap::new();
+    for NetworkRpc { network, url } in &args.rpc {
+        nodes.entry(network).or_default().push(url.clone());
+    }
+    let mut wallet = LocalWallet::new(key, Arc::clone(&context.entropy));
+    for (network, urls) in nodes {
+        wallet = wallet
+            .with_rpc(network.clone(), &urls)
+            .map_err(|error| anyhow!(error).context(format!("the nodes of {network} cannot be used")))?;
+    }
+    Ok(Arc::new(wallet))
 }
 
 fn password(args: &PayArgs, context: &PayContext) -> anyhow::Result<Zeroizing<String>> {
