@@ -120,10 +120,12 @@ pub enum AuditProblem {
 }
 
 impl AuditEntry {
-    /// What `event` decided, told by the row after it; nothing for an event that decides nothing.
+    /// What `event` decided, told by the state before it and the row after it; nothing for an event that decides nothing, or only says
+    /// again what was known: a doubt is told when it begins, and not every time that somebody looks.
     #[must_use]
-    pub fn of(after: &Payment, event: &PaymentEvent, at: Timestamp) -> Option<Self> {
+    pub fn of(before: PaymentState, after: &Payment, event: &PaymentEvent, at: Timestamp) -> Option<Self> {
         let outcome = match event {
+            PaymentEvent::Settled { .. } | PaymentEvent::Doubted if before == after.state => return None,
             PaymentEvent::SettlementStarted { .. } => AuditOutcome::Settling,
             PaymentEvent::Settled { .. } => AuditOutcome::Settled,
             PaymentEvent::Delivered { .. } => AuditOutcome::Delivered,

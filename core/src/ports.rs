@@ -272,7 +272,7 @@ pub enum OfferError {
     #[error("{price} cannot be charged in {symbol} on {network}")]
     NotExact {
         /// The price.
-        price: Price,
+        price: Box<Price>,
         /// The asset's symbol.
         symbol: String,
         /// The network.
@@ -285,7 +285,7 @@ pub enum OfferError {
     #[error("{price} cannot be told in {symbol} on {network} now")]
     NoRate {
         /// The price.
-        price: Price,
+        price: Box<Price>,
         /// The asset's symbol.
         symbol: String,
         /// The network.
@@ -300,7 +300,7 @@ pub enum OfferError {
     )]
     FeeShare {
         /// The price.
-        price: Price,
+        price: Box<Price>,
         /// The asset's symbol.
         symbol: String,
         /// The network.
@@ -314,7 +314,7 @@ pub enum OfferError {
     #[error("no asset of this rail can be charged {price}")]
     NoAsset {
         /// The price.
-        price: Price,
+        price: Box<Price>,
     },
 }
 

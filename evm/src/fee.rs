@@ -30,7 +30,7 @@ impl Chain {
         let (units, told) = priced(offer.amount.units, fee, terms).map_err(|not| match not {
             NotPriced::TooLarge => coin.no_rate(price, "the network fee makes it 2^128 units or more"),
             NotPriced::Share { fee_percent, percent_max } => OfferError::FeeShare {
-                price: price.clone(),
+                price: Box::new(price.clone()),
                 symbol: token.symbol.clone(),
                 network: self.config.network.clone(),
                 fee_percent,

@@ -60,7 +60,7 @@ impl Rail for EvmRail {
         match first {
             _ if !offers.is_empty() => Ok(offers),
             Some(error) => Err(error),
-            None => Err(OfferError::NoAsset { price: price.clone() }),
+            None => Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
         }
     }
 

@@ -100,7 +100,7 @@ impl Coin {
             Price::Usd(_) | Price::Token { .. } => return Ok(None),
         };
         amount.to_units(self.decimals).map(Some).map_err(|source| OfferError::NotExact {
-            price: price.clone(),
+            price: Box::new(price.clone()),
             symbol: self.symbol.clone(),
             network: self.asset.network().clone(),
             source: Box::new(source),
@@ -109,7 +109,7 @@ impl Coin {
 
     pub(crate) fn no_rate(&self, price: &Price, source: impl Into<BoxError>) -> OfferError {
         OfferError::NoRate {
-            price: price.clone(),
+            price: Box::new(price.clone()),
             symbol: self.symbol.clone(),
             network: self.asset.network().clone(),
             source: source.into(),

@@ -16,11 +16,15 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Entries that wait to be written.
+/// Entries that wait to be written, while the books do not answer.
 const WAITING_MAX: usize = 4_096;
 
-/// Refusals that are told apart while their repeats are counted.
-const FOLDED_MAX: usize = 4_096;
+/// Refusals of one minute that are told apart by payer and transaction. A stranger makes as many keys as he likes, and what is in the
+/// log stays there: all others are counted by their reason alone.
+const TOLD_APART_MAX: usize = 128;
+
+/// Reasons of one minute that are counted.
+const REASONS_MAX: usize = 64;
 
 /// How long repeats of one refusal are counted together.
 const FOLD_FOR: Duration = Duration::from_secs(60);
@@ -46,8 +50,18 @@ struct Pending {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct FoldKey {
     payer: Option<String>,
-    reason: Cow<'static, str>,
+    reason: Option<Cow<'static, str>>,
     transaction: Option<String>,
+}
+
+impl FoldKey {
+    fn of(entry: &AuditEntry) -> Self {
+        Self {
+            payer: entry.subject.payer.as_ref().map(|payer| payer.as_str().to_ascii_lowercase()),
+            reason: entry.reason.clone(),
+            transaction: entry.subject.transaction.as_ref().map(|hash| hash.as_str().to_owned()),
+        }
+    }
 }
 
 /// Repeats of a refusal that was noted at `since`.
@@ -61,19 +75,19 @@ struct Folded {
 impl Refused {
     /// Notes a refusal: the first of its kind at once, its repeats of the next minute as one.
     pub(crate) fn note(&self, subject: AuditSubject, reason: Cow<'static, str>, at: Timestamp) {
-        let key = FoldKey {
-            payer: subject.payer.as_ref().map(|payer| payer.as_str().to_ascii_lowercase()),
-            reason: reason.clone(),
-            transaction: subject.transaction.as_ref().map(|hash| hash.as_str().to_owned()),
-        };
-        let entry = AuditEntry { at, outcome: AuditOutcome::Rejected, reason: Some(reason), subject, count: 1 };
+        let mut entry = AuditEntry { at, outcome: AuditOutcome::Rejected, reason: Some(reason), subject, count: 1 };
+        let mut key = FoldKey::of(&entry);
         let mut pending = self.pending.lock();
+        if pending.folded.len() >= TOLD_APART_MAX && !pending.folded.contains_key(&key) {
+            (entry.subject.payer, entry.subject.transaction, entry.subject.amount) = (None, None, None);
+            key = FoldKey::of(&entry);
+        }
         if let Some(folded) = pending.folded.get_mut(&key) {
             let count = folded.repeats.as_ref().map_or(0, |repeats| repeats.count);
             folded.repeats = Some(AuditEntry { count: count.saturating_add(1), ..entry });
             return;
         }
-        if pending.waiting.len() >= WAITING_MAX || pending.folded.len() >= FOLDED_MAX {
+        if pending.waiting.len() >= WAITING_MAX || pending.folded.len() >= TOLD_APART_MAX + REASONS_MAX {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -105,7 +119,7 @@ impl Refused {
         }
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            warn!(dropped, "more kinds of refusal than the audit log's queue has room for: so many are not in the log");
+            warn!(dropped, "more refusals than the audit log's queue has room for: so many are not in the log");
         }
     }
 
@@ -188,18 +202,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_stranger_with_many_keys_fills_no_log() {
+        let (refused, ledger) = (Refused::default(), books());
+        for number in 0..100_000u32 {
+            let [.., payer] = number.to_le_bytes();
+            let transaction = Some(TransactionId::new(format!("0x{number:x}")));
+            refused.note(AuditSubject { transaction, ..subject(payer, number) }, "terms_mismatch".into(), NOW);
+        }
+        refused.write(&ledger, None).await;
+        let written = lines(&ledger);
+        assert_eq!(written.len(), TOLD_APART_MAX + 2);
+        let counted: u64 = written.iter().map(|line| line["count"].as_u64().unwrap_or(1)).sum();
+        assert_eq!(counted, 100_000, "every refusal is counted");
+        assert_eq!(written[TOLD_APART_MAX + 1].get("payer"), None);
+    }
+
+    #[tokio::test]
     async fn what_the_books_do_not_take_waits_and_what_has_no_room_is_counted() {
         let (refused, ledger) = (Refused::default(), books());
         ledger.plan(0, Fault::FailBefore);
         refused.note(subject(1, 1), "underpaid".into(), NOW);
         refused.write(&ledger, Some(NOW)).await;
         assert_eq!(lines(&ledger).len(), 0);
-        for kind in 0..WAITING_MAX + 9 {
+        for kind in 0..1_000 {
             refused.note(subject(2, 2), format!("code_{kind}").into(), NOW);
         }
-        assert_eq!(refused.dropped.load(Ordering::Relaxed), 10);
+        let room = TOLD_APART_MAX + REASONS_MAX;
+        assert_eq!(refused.dropped.load(Ordering::Relaxed), 1_001 - room as u64);
         refused.write(&ledger, None).await;
-        assert_eq!(lines(&ledger).len(), WAITING_MAX);
+        assert_eq!(lines(&ledger).len(), room);
         assert_eq!(refused.dropped.load(Ordering::Relaxed), 0, "told, and counted anew");
         assert!(refused.pending.lock().folded.is_empty());
     }

@@ -111,8 +111,9 @@ pub(crate) fn record(
     let mut payment = found.ok_or(StoreError::NoPayment(id))?;
     let mut decisions = Vec::with_capacity(events.len());
     for event in events {
+        let before = payment.state;
         payment.apply(event, by, now)?;
-        decisions.extend(AuditEntry::of(&payment, event, now));
+        decisions.extend(AuditEntry::of(before, &payment, event, now));
     }
     if !events.is_empty() {
         update(connection, &payment)?;

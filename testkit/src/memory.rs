@@ -374,8 +374,9 @@ impl Books {
         let mut payment = self.payments.get(&id).ok_or(RecordError::NotFound { id })?.clone();
         let mut decisions = Vec::new();
         for event in events {
+            let before = payment.state;
             payment.apply(event, by, now)?;
-            decisions.extend(AuditEntry::of(&payment, event, now));
+            decisions.extend(AuditEntry::of(before, &payment, event, now));
         }
         self.append(&decisions)?;
         self.payments.insert(id, payment.clone());

@@ -318,15 +318,14 @@ impl Rail for ScriptedRail {
 }
 
 /// The one offer of a scripted rail: dollars and `USDC` at par.
-#[expect(clippy::result_large_err, reason = "the error is the port's")]
 pub(crate) fn offer_for(rail: RailName, price: &Price) -> Result<Vec<Offer>, OfferError> {
     let amount = match price {
         Price::Usd(amount) => *amount,
         Price::Token { amount, symbol } if symbol == "USDC" => *amount,
-        Price::Token { .. } => return Err(OfferError::NoAsset { price: price.clone() }),
+        Price::Token { .. } => return Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
     };
     let units = amount.to_units(TEST_ASSET_DECIMALS).map_err(|source| OfferError::NotExact {
-        price: price.clone(),
+        price: Box::new(price.clone()),
         symbol: "USDC".into(),
         network: test_network(),
         source: Box::new(source),

@@ -319,7 +319,10 @@ proptest! {
                 continue;
             }
             deliveries += u32::from(matches!(event, PaymentEvent::Delivered { .. }));
-            prop_assert_eq!(crate::AuditEntry::of(&payment, &event, payment.updated_at).is_none(), event == PaymentEvent::RunEnded);
+            let again = matches!(event, PaymentEvent::Doubted | PaymentEvent::Settled { .. }) && unchanged.state == payment.state;
+            let silent = again || event == PaymentEvent::RunEnded;
+            let told = crate::AuditEntry::of(unchanged.state, &payment, &event, payment.updated_at);
+            prop_assert_eq!(told.is_none(), silent);
             prop_assert!(payment.state != PaymentState::Void || payment.transaction.is_none());
             prop_assert!(before.state != PaymentState::Void);
             prop_assert!(before.state != PaymentState::Refused || payment.state == PaymentState::Refused);

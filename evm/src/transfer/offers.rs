@@ -14,12 +14,22 @@ impl TransferRail {
     /// One offer for each coin of each chain that the price can be paid in.
     pub(super) fn offers_for(&self, price: &Price) -> Result<Vec<Offer>, OfferError> {
         let mut offers = Vec::new();
+        let mut first = None;
         for chain in self.chains.iter() {
             for coin in &chain.coins {
-                offers.extend(self.offer(chain, coin, price)?);
+                match self.offer(chain, coin, price) {
+                    Ok(offer) => offers.extend(offer),
+                    // A price that the seller wrote wrong is told; a coin whose rate is not known now is left out.
+                    Err(error @ OfferError::NotExact { .. }) => return Err(error),
+                    Err(error) => first = first.or(Some(error)),
+                }
             }
         }
-        if offers.is_empty() { Err(OfferError::NoAsset { price: price.clone() }) } else { Ok(offers) }
+        match first {
+            _ if !offers.is_empty() => Ok(offers),
+            Some(error) => Err(error),
+            None => Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
+        }
     }
 
     fn offer(&self, chain: &Chain, coin: &Coin, price: &Price) -> Result<Option<Offer>, OfferError> {

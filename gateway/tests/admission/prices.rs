@@ -186,7 +186,12 @@ impl Rail for Moving {
         let offers = self.rail.offers(price, fee)?;
         let Some((units, fee)) = *self.price.lock() else {
             let (symbol, network) = ("USDC".to_owned(), offers[0].network().clone());
-            return Err(OfferError::NoRate { price: price.clone(), symbol, network, source: "no rate".into() });
+            return Err(OfferError::NoRate {
+                price: Box::new(price.clone()),
+                symbol,
+                network,
+                source: "no rate".into(),
+            });
         };
         let network_fee = (fee > 0).then_some(NetworkFee::Included(fee));
         let moved = |offer: Offer| {

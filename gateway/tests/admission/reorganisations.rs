@@ -118,7 +118,8 @@ impl Counted {
 
 async fn serve(counted: &Arc<Counted>, transfers: &ScriptedTransfers) -> Running {
     let parts = Parts {
-        rails: vec![Arc::new(transfers.clone())],
+        // Two rails of one chain, which see one window.
+        rails: vec![Arc::new(transfers.clone()), Arc::new(transfers.clone())],
         ledger: counted.clone(),
         clock: Arc::new(ManualClock::at(NOW)),
         instance: InstanceId::new("1"),

@@ -35,7 +35,7 @@ async fn every_decision_makes_one_line(ledger: &dyn LedgerStore) {
     ledger.record(refused.id, events, START).await.expect("recorded");
     ledger.audit(vec![rejection(START)]).await.expect("written");
     let told: Vec<_> = log(ledger).await.iter().map(|line| text(&line["outcome"])).collect();
-    let expected = "claimed settling settled delivered reversed in_doubt settled \
+    let expected = "claimed settling settled delivered reversed settled \
                     claimed released credited claimed reversed refused rejected";
     assert_eq!(told.join(" "), expected);
 }

@@ -288,7 +288,7 @@ fn requirement(version: X402Version, value: &Value, raw: Box<RawValue>) -> Resul
         X402Version::V2 => network_on_wire.parse().ok().filter(|network: &Network| network.evm_chain_id().is_some()),
     };
     let network = network.ok_or_else(|| SkipReason::Network { found: Untrusted::new(network_on_wire) })?;
-    let extra = match json::optional(object, "extra") {
+    let mut extra = match json::optional(object, "extra") {
         None => Map::new(),
         Some(_) => json::object_member(object, "extra")?.clone(),
     };
@@ -309,7 +309,7 @@ fn requirement(version: X402Version, value: &Value, raw: Box<RawValue>) -> Resul
             asset_on_wire: json::text_member(object, "asset", address)?.into(),
             pay_to: json::text_member(object, "payTo", address)?.into(),
             max_timeout_s,
-            network_fee: network_fee(&extra),
+            network_fee: network_fee(&mut extra),
             extra,
             finality: Finality::default(),
         },
@@ -318,11 +318,13 @@ fn requirement(version: X402Version, value: &Value, raw: Box<RawValue>) -> Resul
     })
 }
 
-/// What the seller says of the network's fee; anything else there is not ours to understand.
-fn network_fee(extra: &Map<String, Value>) -> Option<NetworkFee> {
+/// Takes what the seller says of the network's fee out of `extra`; anything else there is not ours to understand.
+fn network_fee(extra: &mut Map<String, Value>) -> Option<NetworkFee> {
     let fee = extra.get(NETWORK_FEE)?.as_object()?;
     let units = |name| fee.get(name).and_then(Value::as_str).and_then(|units| units.parse().ok());
-    units("included").map(NetworkFee::Included).or_else(|| units("absorbed").map(NetworkFee::Absorbed))
+    let fee = units("included").map(NetworkFee::Included).or_else(|| units("absorbed").map(NetworkFee::Absorbed))?;
+    extra.remove(NETWORK_FEE);
+    Some(fee)
 }
 
 /// An EIP-3009 authorization sent where Permit2 is wanted would be refused, and could still be used by whoever saw it.

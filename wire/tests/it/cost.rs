@@ -2,11 +2,15 @@
 
 use std::time::Instant;
 
-use farebox_core::X402Version;
+use farebox_core::{Credential, X402Version};
 use farebox_wire::{
+    credentials,
     problem::problem_json,
+    transfer::encode_code,
     x402::{decode_credential, decode_payment_required, encode_credential, encode_payment_required, match_offer},
 };
+
+use http::HeaderValue;
 
 use crate::fixtures::{credential, two_offers};
 
@@ -33,6 +37,17 @@ fn cost_of_the_hot_paths() {
     let (_, value) = encode_credential(&paid, &bill.requirements[0], &bill);
     measure("encode PAYMENT-REQUIRED, 2 offers", || encode_payment_required(&challenge).unwrap().len());
     measure("encode the problem body, 2 offers", || problem_json(&challenge.refusal, Some(&challenge), None).len());
+    let quoter = crate::transfers::quoter(&[3, 4]);
+    let claim: http::HeaderMap = encode_code(&crate::transfers::credential()).into_iter().collect();
+    let quote = crate::transfers::quote();
+    measure("seal a quote of 2 options", || quoter.seal(&quote).len());
+    measure("read a payment code and open its quote", || {
+        let Ok(Some(Credential::Transfer(read))) = credentials(&claim) else { panic!("it was read before") };
+        quoter.open(&read.code.quote).unwrap().options.len()
+    });
+    let mut broken = claim.clone();
+    broken.insert("x-payment-code", HeaderValue::from_static("eyJ2ZXJzaW9uIjoxfQ"));
+    measure("refuse a malformed payment code", || credentials(&broken).unwrap_err().refusal().detail.len());
     measure("decode PAYMENT-SIGNATURE and match", || {
         let read = decode_credential(X402Version::V2, value.as_bytes()).unwrap();
         let offer = match_offer(&read.accepted, &read.authorization, &challenge.offers).unwrap();

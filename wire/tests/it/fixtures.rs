@@ -1,8 +1,8 @@
 //! One challenge and the credential that pays it, shared by all tests and by the recorded vectors.
 
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Challenge, Credential, EchoedRequirement, EvmAddress, Finality, Network, Offer,
-    RailName, Refusal, Resource, TransferAuthorization, X402Credential, X402Version,
+    AcceptedTerms, Amount, AssetId, Challenge, Credential, EchoedRequirement, EvmAddress, Finality, Network,
+    NetworkFee, Offer, RailName, Refusal, Resource, TransferAuthorization, X402Credential, X402Version,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -42,6 +42,13 @@ pub(crate) fn challenge(offers: Vec<Offer>) -> Challenge {
 /// Base Sepolia, which has a version 1 name, and Ethereum, which not every version 1 client knows.
 pub(crate) fn two_offers() -> Challenge {
     challenge(vec![offer("eip155:84532"), offer("eip155:1")])
+}
+
+/// The same, and each tells its network fee.
+pub(crate) fn two_offers_with_fees() -> Challenge {
+    let included = Offer { network_fee: Some(NetworkFee::Included(1_234)), ..offer("eip155:84532") };
+    let absorbed = Offer { network_fee: Some(NetworkFee::Absorbed(2_345)), ..offer("eip155:1") };
+    challenge(vec![included, absorbed])
 }
 
 pub(crate) fn authorization() -> TransferAuthorization {

@@ -11,7 +11,10 @@ use farebox_wire::{
 };
 use serde_json::{Value, json};
 
-use crate::fixtures::{PAY_TO, PAYER, USDC, address, credential, header_of, offer, read, two_offers};
+use crate::{
+    fixtures::{PAY_TO, PAYER, USDC, address, credential, header_of, offer, read, two_offers_with_fees},
+    transfers,
+};
 
 const OURS: &str = include_str!("../vectors/ours.json");
 const NPM: &str = include_str!("../vectors/npm.json");
@@ -19,9 +22,11 @@ const PYPI: &str = include_str!("../vectors/pypi.json");
 
 /// What this crate writes today, in the form of `vectors/ours.json`.
 fn ours() -> Value {
-    let challenge = two_offers();
+    let challenge = two_offers_with_fees();
     let header = encode_payment_required(&challenge).unwrap();
-    let body: Value = serde_json::from_slice(&problem_json(&challenge.refusal, Some(&challenge), None)).unwrap();
+    // Clients of x402 get the terms of transfers too, and have to pass over them.
+    let body = problem_json(&challenge.refusal, Some(&challenge), Some(&transfers::bill()));
+    let body: Value = serde_json::from_slice(&body).unwrap();
     let v2 = decode_payment_required(Some(header.as_bytes()), None).unwrap();
     let v1 = decode_payment_required(None, Some(body.to_string().as_bytes())).unwrap();
     let pay = |version, bill: &farebox_wire::x402::Bill| {
@@ -117,7 +122,7 @@ fn bills_of_the_official_servers_are_read_exactly() {
         let bill = decode_payment_required(Some(text(&vectors, "payment_required").as_bytes()), None).unwrap();
         assert_eq!(bill.version, X402Version::V2);
         assert_eq!(bill.requirements.len(), 1, "{:?}", bill.skipped);
-        assert_eq!(bill.requirements[0].offer, offer("eip155:84532"));
+        assert_eq!(bill.requirements[0].offer, two_offers_with_fees().offers[0]);
         assert_eq!(bill.resource_url.unwrap().as_raw(), "https://api.example.com/v1/answer?q=1&lang=en");
     }
 }

@@ -4,7 +4,7 @@ use alloy::{
 };
 
 use super::*;
-use crate::abi::Token;
+use crate::{abi::Token, testing};
 
 const TOKEN: Address = Address::repeat_byte(1);
 const PAYER: Address = Address::repeat_byte(2);
@@ -50,13 +50,10 @@ fn facts(logs: Vec<Log>) -> Facts {
         receipt: Some(Receipt {
             transaction_hash: HASH,
             from: PAYER,
-            to: Some(TOKEN),
             block_hash: block.hash,
             block_number: block.number,
-            status: U64::from(1),
-            gas_used: U64::from(1),
-            effective_gas_price: U256::from(1),
             logs,
+            ..testing::receipt(TOKEN, 1)
         }),
         transaction: Some(Transaction {
             hash: HASH,

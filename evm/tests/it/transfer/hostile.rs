@@ -2,10 +2,13 @@
 
 use alloy::{primitives::TxKind, sol_types::SolCall};
 use farebox_core::{PaymentState, ports::Settlement};
-use farebox_evm::{ConnectError, EvmChains, Rates};
+use farebox_evm::{ConnectError, EvmChains, Quorum, Rates, RpcUrl};
 
 use super::*;
-use crate::harness::{WallClock, config, in_doubt, payment, submit_call, transaction_of};
+use crate::{
+    harness::{WallClock, config, in_doubt, payment, submit_call, transaction_of},
+    proxy::{Fault, Proxy},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_our_relayer_sends_is_claimed_from_before_it_is_broadcast() {
@@ -21,10 +24,38 @@ async fn what_our_relayer_sends_is_claimed_from_before_it_is_broadcast() {
     shop.anvil().rpc("evm_mine", json!([])).await;
     assert_eq!(transaction_of(&shop.world.resolved(&in_doubt(&claimed, &shop.world.store)).await), stored);
     assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "it is mined");
+    // Stored and not broadcast: no node knows it, and it is claimed.
+    let unsent = B256::repeat_byte(0x55);
+    let stored = shop.world.store.rows.lock()[0].clone();
+    let row = farebox_core::StoredTransaction { hash: farebox_core::TransactionId::new(unsent.to_string()), ..stored };
+    shop.world.store.rows.lock().push(row);
+    assert_eq!(shop.claim_code(&shop.draft(unsent)).await, no(409, "already_claimed"), "it is stored");
     // Books that lost it: the sender alone gives it away.
     shop.world.store.rows.lock().clear();
     assert_eq!(shop.claim_code(&draft).await, no(409, "already_claimed"), "our relayer sent it");
     assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
+}
+
+/// The harness's relayer, in hands that send what they like.
+fn relayer() -> Payer {
+    let key = hex::decode(&crate::harness::RELAYER[2..]).unwrap();
+    Payer::new(key.as_slice().try_into().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_relayer_sends_is_no_transfer_waiting_or_mined() {
+    let shop = Shop::new(&[]).await;
+    let usdc_contract = TxKind::Call(USDC.parse().unwrap());
+    let relayer = relayer();
+    let approve = approveCall { spender: relayer.address(), value: U256::MAX }.abi_encode();
+    shop.payer.send(shop.anvil(), usdc_contract, 0, approve).await;
+    shop.anvil().rpc("evm_setAutomine", json!([false])).await;
+    let take = transferFromCall { from: shop.payer.address(), to: seller(), value: U256::from(PRICE) }.abi_encode();
+    let (transaction, _) = relayer.broadcast(shop.anvil(), usdc_contract, 0, take).await;
+    assert_eq!(shop.claim_code(&shop.draft(transaction)).await, no(409, "already_claimed"), "it waits");
+    shop.anvil().rpc("evm_mine", json!([])).await;
+    assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
+    assert_eq!(shop.claim_code(&shop.draft(transaction)).await, no(409, "already_claimed"), "it is mined");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,8 +80,7 @@ async fn a_transfer_to_oneself_or_by_the_relayer_pays_nobody() {
     own.pay_to = EvmAddress(shop.payer.address().into_array());
     own.quote.options[0].pay_to = own.pay_to;
     assert_eq!(shop.claim_code(&own).await, no(402, "wrong_payer"));
-    let key = hex::decode(&crate::harness::RELAYER[2..]).unwrap();
-    let relayer = Payer::new(key.as_slice().try_into().unwrap());
+    let relayer = relayer();
     let draft = Draft { payer: relayer.address(), ..shop.draft(transaction) };
     assert_eq!(shop.claim(&shop.sign_by(&draft, &relayer.signer)).await.unwrap_err(), no(402, "wrong_payer"));
     let mut nothing = shop.draft(transaction);
@@ -178,4 +208,68 @@ async fn there_is_nothing_to_settle() {
     let transaction = payment.transaction.clone();
     let settled = shop.rail.settle(&farebox_core::Permit::granted(payment)).await;
     assert!(matches!(&settled, Settlement::InDoubt { transaction: told, .. } if *told == transaction), "{settled:?}");
+}
+
+/// A shop with three sources of which the first is in our hands, and the quorum of two for what is worth more than so much.
+async fn with_a_liar(above: &str) -> (Arc<Proxy>, Shop) {
+    let mut liar = None;
+    let shop = Shop::through(&[], str::to_owned, |config| {
+        let anvil = config.rpc[0].url.to_string();
+        for place in 0..2 {
+            let (proxy, url) = Proxy::start(&anvil);
+            config.rpc.insert(place, RpcUrl::parse(&url).unwrap().into());
+            liar.get_or_insert(proxy);
+        }
+        config.quorum = Some(Quorum { agree: 2, above: above.parse().unwrap() });
+    })
+    .await;
+    (liar.unwrap(), shop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_invents_a_payment_is_outvoted_where_it_matters() {
+    // For less than the bound one source is believed, and this lie works: that is the seller's choice.
+    assert!(invented("1").await.is_ok());
+    let (status, code) = invented("0.005").await.unwrap_err();
+    assert!(
+        (status, &*code) == (402, "payment_reverted") || (status, &*code) == (503, "payment_unverifiable"),
+        "{status} {code}"
+    );
+}
+
+async fn invented(above: &str) -> Result<Payment, (u16, String)> {
+    let (liar, shop) = with_a_liar(above).await;
+    let data = transferCall { to: seller(), value: U256::from(10u128.pow(12)) }.abi_encode();
+    let reverted = shop.payer.send(shop.anvil(), TxKind::Call(USDC.parse().unwrap()), 0, data).await;
+    let good = shop.anvil().receipt(&json!(shop.pay(PRICE).await)).await;
+    liar.set(Fault::result("eth_getTransactionReceipt", move |found| {
+        found["status"] = json!("0x1");
+        found["logs"] = good["logs"].clone();
+        for log in found["logs"].as_array_mut().unwrap() {
+            log["transactionHash"] = json!(reverted);
+        }
+    }));
+    shop.claim(&shop.sign(&shop.draft(reverted))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_hides_a_payment_or_its_block_is_outvoted() {
+    let (liar, shop) = with_a_liar("0.005").await;
+    let forged = json!(B256::repeat_byte(7));
+    let hidden = |method| Fault::result(method, |found| *found = Value::Null);
+    let faults = [
+        hidden("eth_getTransactionReceipt"),
+        hidden("eth_getTransactionByHash"),
+        Fault::result("eth_getBlockByNumber", move |found| found["hash"] = forged.clone()),
+    ];
+    for fault in faults {
+        liar.set(fault.clone());
+        let draft = shop.draft(shop.pay(PRICE).await);
+        match shop.claim(&shop.sign(&draft)).await {
+            Ok(payment) => assert_eq!(payment.amount.units, PRICE),
+            Err(told) => assert_eq!(told, no(503, "payment_unverifiable"), "{fault:?}"),
+        }
+    }
+    liar.set(Fault::Down);
+    shop.claim(&shop.sign(&shop.draft(shop.pay(PRICE).await))).await.unwrap();
 }

@@ -65,6 +65,7 @@ mod signed {
 
 sol! {
     function transfer(address to, uint256 value) external returns (bool);
+    function transferFrom(address from, address to, uint256 value) external returns (bool);
     function approve(address spender, uint256 value) external returns (bool);
     function lie(address from, address to, uint256 value) external;
     function mint(address to, uint256 value) external;
