@@ -52,6 +52,14 @@ struct State {
     behind: u64,
 }
 
+impl State {
+    fn rest(&mut self) {
+        let rest = REST_MIN.saturating_mul(1 << self.misses.min(6)).min(REST_MAX);
+        self.misses = self.misses.saturating_add(1);
+        self.resting_until = Some(Instant::now() + rest);
+    }
+}
+
 impl Health {
     pub(super) fn answered(&self, took: Duration) {
         let mut state = self.0.lock();
@@ -63,9 +71,7 @@ impl Health {
     pub(super) fn failed(&self) {
         let mut state = self.0.lock();
         state.failing = state.failing * 7 / 8 + 125;
-        let rest = REST_MIN.saturating_mul(1 << state.misses.min(6)).min(REST_MAX);
-        state.misses = state.misses.saturating_add(1);
-        state.resting_until = Some(Instant::now() + rest);
+        state.rest();
     }
 
     /// An error object: it is alive and of no use for this question.
@@ -82,19 +88,22 @@ impl Health {
 
     /// Somebody else answered while this one was still waited for, or nobody did.
     pub(super) fn late(&self, waited: Duration) {
-        if waited >= self.patience() {
+        if waited >= self.patience(None) {
             let mut state = self.0.lock();
-            state.usual = Some(state.usual.map_or(waited, |usual| usual.max((usual + waited) / 2)));
-            drop(state);
+            // That long at least: it takes the rank of a slow one until it has shown that it is not.
+            state.usual = Some(state.usual.map_or(waited, |usual| usual.max(waited)));
+            state.failing = state.failing * 7 / 8 + 125;
             if waited >= PATIENCE_FIRST {
-                self.failed();
+                state.rest();
             }
         }
     }
 
-    /// How long it may take before somebody else is asked too.
-    pub(super) fn patience(&self) -> Duration {
-        self.0.lock().usual.map_or(PATIENCE_FIRST, |usual| (usual * 3).max(PATIENCE_MIN))
+    /// How long it may take before somebody else is asked too: three times what it usually takes, or what the fastest source does,
+    /// so that one that has become slow is not waited for ever longer.
+    pub(super) fn patience(&self, fastest: Option<Duration>) -> Duration {
+        let usual = self.0.lock().usual.map(|usual| fastest.map_or(usual, |fastest| usual.min(fastest)));
+        usual.map_or(PATIENCE_FIRST, |usual| (usual * 3).max(PATIENCE_MIN))
     }
 
     pub(super) fn usual(&self) -> Option<Duration> {
@@ -212,11 +221,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn patience_follows_the_usual_time() {
         let health = Health::default();
-        assert_eq!(health.patience(), PATIENCE_FIRST);
+        assert_eq!(health.patience(None), PATIENCE_FIRST);
         health.answered(Duration::from_millis(2));
-        assert_eq!(health.patience(), PATIENCE_MIN);
+        assert_eq!(health.patience(None), PATIENCE_MIN);
         (0..60).for_each(|_| health.answered(Duration::from_millis(200)));
-        assert!(health.patience() > Duration::from_millis(550));
+        assert!(health.patience(None) > Duration::from_millis(550));
         assert_eq!(health.rank(Some(Duration::from_millis(1))), 1);
     }
 }

@@ -73,7 +73,7 @@ impl Node {
         let fresh = |source: &Source, age: Duration| source.health().head().is_some_and(|seen| seen.at.elapsed() < age);
         let wait = deadline.min(Instant::now() + HEADS_WAIT);
         // The others first: what it is behind must have been there before it was asked.
-        self.heads(wait, |other| !other.is(source) && !fresh(other, HEADS_EVERY)).await;
+        self.heads(wait, |other| !other.is(source) && !fresh(other, HEAD_FRESH)).await;
         if !fresh(source, HEAD_FRESH) {
             self.one(&ask::head(), source, deadline).await?;
         }

@@ -67,6 +67,7 @@ where
 {
     hedges.earn();
     let began = Instant::now();
+    let fastest = sources.iter().filter_map(|source| source.health().usual()).min();
     let mut waiting = sources.into_iter().peekable();
     let mut running: FuturesUnordered<BoxFuture<'_, (Source, Result<T, SourceError>)>> = FuturesUnordered::new();
     let mut failed = None;
@@ -94,7 +95,7 @@ where
                     early = haste == Haste::Hedged;
                     next_at = half_of_the_rest(deadline);
                     if early {
-                        next_at = next_at.min(Instant::now() + source.health().patience());
+                        next_at = next_at.min(Instant::now() + source.health().patience(fastest));
                     }
                     newest = Some(source.clone());
                     let attempt = Attempt::new(source.clone());

@@ -2,6 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use alloy::{
+    consensus::{Transaction, TxEnvelope},
+    eips::Decodable2718,
+};
 use farebox_core::{
     Permit, TransactionFate,
     ports::{Rail, Settlement},
@@ -219,4 +223,44 @@ async fn a_settled_payment_whose_fate_was_not_noted_is_found_by_its_receipt() {
     let found = restarted.resolve(&in_doubt(&claimed, &world.store)).await;
     assert_eq!(transaction_of(&found), transaction);
     assert_eq!(world.store.rows.lock()[0].fate, TransactionFate::Succeeded);
+}
+
+/// What a node saw before it saw this nonce.
+fn no_gap_was_ever_seen(transactions: &[String]) {
+    let mut next = 0;
+    for raw in transactions {
+        let raw: alloy::primitives::Bytes = raw.parse().unwrap();
+        let transaction = TxEnvelope::decode_2718(&mut raw.as_ref()).unwrap();
+        assert!(transaction.nonce() <= next, "nonce {} came before {next}", transaction.nonce());
+        next = next.max(transaction.nonce() + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_that_overtake_one_another_on_the_way_arrive_in_order() {
+    let held = Arc::new(parking_lot::Mutex::new(None));
+    let keep = held.clone();
+    let through = move |url: &str| {
+        let (proxy, url) = Proxy::start(url);
+        proxy.set(Fault::Overtake);
+        *keep.lock() = Some(proxy);
+        url
+    };
+    // A replacement would hide what was shelved.
+    let world = World::through(&[], through, |config| config.limits.bump_after = Duration::from_secs(60)).await;
+    let (world, proxy) = (Arc::new(world), held.lock().clone().expect("the proxy was started"));
+    let started = tokio::time::Instant::now();
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let world = world.clone();
+        running.spawn(async move {
+            for _ in 0..8 {
+                transaction_of(&world.settle(&world.claimed().await).await);
+            }
+        });
+    }
+    running.join_all().await;
+    println!("64 settlements over a line that reorders: {:?}", started.elapsed());
+    no_gap_was_ever_seen(&proxy.transactions.lock());
+    no_gap(&world, 64).await;
 }

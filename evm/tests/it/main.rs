@@ -12,5 +12,6 @@ mod lane;
 mod proxy;
 mod rates;
 mod settle;
+mod sources;
 mod transfer;
 mod verify;

@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     Overtake,
     /// Changes answers.
     Lie(Lie),
+    /// Picks one for each request by its number.
+    Mixed(Arc<dyn Fn(u32) -> Option<Self> + Send + Sync>),
 }
 
 impl fmt::Debug for Fault {
@@ -64,6 +66,7 @@ impl fmt::Debug for Fault {
             Self::Lag(block) => write!(f, "Lag({block})"),
             Self::Overtake => f.write_str("Overtake"),
             Self::Lie(_) => f.write_str("Lie"),
+            Self::Mixed(_) => f.write_str("Mixed"),
         }
     }
 }
@@ -126,10 +129,14 @@ impl Proxy {
     }
 
     async fn serve(&self, stream: TcpStream, upstream: &str, http: &reqwest::Client) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
         let mut stream = BufReader::new(stream);
         while let Some(body) = read_request(&mut stream).await? {
-            self.requests.fetch_add(1, Ordering::SeqCst);
-            let fault = self.fault.lock().clone();
+            let count = self.requests.fetch_add(1, Ordering::SeqCst);
+            let fault = match self.fault.lock().clone() {
+                Some(Fault::Mixed(pick)) => pick(count),
+                fault => fault,
+            };
             let text = String::from_utf8_lossy(&body).into_owned();
             // "[" stands for a batch.
             let named = |method: &str| {
@@ -327,6 +334,11 @@ impl Line {
             }
         });
         (line, address.to_string())
+    }
+
+    /// Takes new connections again.
+    pub(crate) fn restore(&self) {
+        self.refused.store(false, Ordering::SeqCst);
     }
 
     /// Cuts every connection; new ones are refused or not.
