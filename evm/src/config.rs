@@ -13,7 +13,7 @@ use crate::{EvmKey, SourceConfig};
 pub struct ChainConfig {
     /// Its CAIP-2 name; the nodes must say the same chain id.
     pub network: Network,
-    /// Whom to ask about it, the preferred one first; at least one, and at least one node.
+    /// Whom to ask about it, the preferred one first; at least one. A relayer needs a node among them: explorers do not simulate.
     pub rpc: Vec<SourceConfig>,
     /// What makes a payment final, by what it is worth: tiers with rising bounds, the last one without.
     pub confirmations: Vec<FinalityTier>,

@@ -1,7 +1,8 @@
 //! What `farebox check` asks a chain.
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
+use alloy::primitives::{B256, U64};
 use farebox_core::{Decimal, Network, Timestamp};
 use tokio::time::Instant;
 
@@ -9,15 +10,13 @@ use crate::{
     ChainConfig, EvmKey, address,
     chain::{node_of, validate},
     checksum,
-    lane::Quote,
-    node::Node,
+    lane::{Quote, SETTLEMENT_GAS},
+    node::{Header, Node, ask},
     token::{Coin, Token},
 };
 
 /// A head older than this is a node that lags, or a chain that stands still.
 const HEAD_AGE_MAX_S: u64 = 120;
-/// What one settlement uses: FiatTokenV2_2 with a first transfer to a new recipient. Measured on anvil.
-const SETTLEMENT_GAS: u128 = 104_000;
 /// Below so many settlements the relayer needs to be given gas soon.
 const SETTLEMENTS_FEW: u128 = 1_000;
 
@@ -67,12 +66,14 @@ pub async fn inspect(config: &ChainConfig, now: Timestamp) -> ChainReport {
     let node = validate(config).and_then(|chain_id| Ok((chain_id, node_of(config, chain_id)?)));
     match node {
         Ok((chain_id, node)) => {
-            looked.nodes(&node, chain_id, now).await;
-            looked.tokens(config, &node, chain_id).await;
-            if let Some(relayer) = &config.relayer {
-                looked.relayer(config, relayer, &node).await;
+            // What nobody can be asked about is not asked, or every question would tell of the same dead source again.
+            if let Some(node) = looked.sources(&node, chain_id, now).await {
+                looked.tokens(config, &node, chain_id).await;
+                if let Some(relayer) = &config.relayer {
+                    looked.relayer(config, relayer, &node).await;
+                }
+                looked.pay_to_code(config, &node).await;
             }
-            looked.pay_to_code(config, &node).await;
         }
         Err(error) => looked.add(Severity::Error, error.code(), told(&error)),
     }
@@ -97,33 +98,76 @@ impl Looked {
         }
     }
 
-    async fn nodes(&mut self, node: &Node, chain_id: u64, now: Timestamp) {
-        for one in node.each() {
+    /// One line for each source, and one for what they say of each other. Gives the sources that can be asked further, so that one that
+    /// is dead is told of once; none if all are.
+    async fn sources(&mut self, node: &Node, chain_id: u64, now: Timestamp) -> Option<Node> {
+        let seen = futures_util::future::join_all(node.each().map(|one| async move {
             let started = Instant::now();
-            match one.chain_id().await {
-                Err(error) => self.add(Severity::Error, "rpc_unreachable", told(&error)),
-                Ok(found) if found != chain_id => {
-                    let message = format!("{} serves chain id {found}, expected {chain_id}", one.label());
+            let told = one.batch((ask::chain_id(), ask::head())).await;
+            (one, told, started.elapsed())
+        }))
+        .await;
+        let newest = seen.iter().filter_map(|(_, told, _)| Some(told.as_ref().ok()?.1.number.to::<u64>())).max();
+        let mut heads = Vec::new();
+        for (one, told, took) in seen {
+            let name = source_name(&one);
+            match told {
+                Err(error) => self.add(Severity::Error, "rpc_unreachable", format!("{name}: {}", self::told(&error))),
+                Ok((found, _)) if found != U64::from(chain_id) => {
+                    let message = format!("{name} serves chain id {found}, expected {chain_id}");
                     self.add(Severity::Error, "wrong_chain_id", message);
                 }
-                Ok(_) => {
-                    let message = format!("{} answers in {} ms", one.label(), started.elapsed().as_millis());
-                    self.add(Severity::Fine, "rpc_reachable", message);
-                    self.head(&one, now).await;
+                Ok((_, head)) => {
+                    self.source(&name, &head, newest.unwrap_or_default(), took, now);
+                    heads.push((one, head.number.to::<u64>()));
                 }
             }
         }
+        self.common_block(&heads).await;
+        let well: Vec<_> = heads.into_iter().map(|(one, _)| one).collect();
+        node.only(&well)
     }
 
-    async fn head(&mut self, node: &Node, now: Timestamp) {
-        match node.head().await {
-            Ok(head) => {
-                let age_s = now.unix_s().saturating_sub(head.timestamp.to());
-                let severity = if age_s > HEAD_AGE_MAX_S { Severity::Warning } else { Severity::Fine };
-                let message = format!("{} is at block {}, {age_s} s old", node.label(), head.number);
-                self.add(severity, "rpc_head", message);
-            }
-            Err(error) => self.add(Severity::Error, "rpc_head", told(&error)),
+    fn source(&mut self, name: &str, head: &Header, newest: u64, took: Duration, now: Timestamp) {
+        let (number, age_s) = (head.number.to::<u64>(), now.unix_s().saturating_sub(head.timestamp.to()));
+        let behind = newest.saturating_sub(number);
+        let message = format!(
+            "{name} is at block {number}, {age_s} s old and {behind} behind, and answers in {} ms",
+            took.as_millis()
+        );
+        if age_s > HEAD_AGE_MAX_S {
+            let message = format!("{message}; it lags, or the chain stands still");
+            self.add(Severity::Warning, "rpc_lags", message);
+        } else {
+            self.add(Severity::Fine, "rpc_reachable", message);
+        }
+    }
+
+    /// What every source says of the newest block that all of them have. A majority is believed about who is wrong.
+    async fn common_block(&mut self, heads: &[(Node, u64)]) {
+        let Some(number) = heads.iter().map(|(_, number)| *number).min().filter(|_| heads.len() > 1) else { return };
+        // One below the lowest head: at the very end sources may differ for a moment.
+        let number = number.saturating_sub(1);
+        let asked = heads.iter().map(|(one, _)| async move {
+            (source_name(one), one.block(number).await.ok().flatten().map(|block| block.hash))
+        });
+        let told: Vec<(String, Option<B256>)> = futures_util::future::join_all(asked).await;
+        let votes = |hash: &Option<B256>| told.iter().filter(|(_, other)| other == hash).count();
+        let Some((most, usual)) = told.iter().map(|(_, hash)| (votes(hash), hash)).max_by_key(|(votes, _)| *votes)
+        else {
+            return;
+        };
+        let others: Vec<&str> = told.iter().filter(|(_, hash)| hash != usual).map(|(name, _)| name.as_str()).collect();
+        if others.is_empty() {
+            let message = format!("all {} sources agree about block {number}", told.len());
+            self.add(Severity::Fine, "rpc_agree", message);
+        } else if most * 2 > told.len() {
+            let message = format!("{} disagrees with the other sources about block {number}", others.join(" and "));
+            self.add(Severity::Error, "rpc_disagree", message);
+        } else {
+            let names: Vec<&str> = told.iter().map(|(name, _)| name.as_str()).collect();
+            let message = format!("{} disagree about block {number}; one of them is wrong", names.join(" and "));
+            self.add(Severity::Error, "rpc_disagree", message);
         }
     }
 
@@ -168,7 +212,7 @@ impl Looked {
             Ok(fee) => fee,
             Err(unsent) => return self.add(Severity::Error, "fee_over_cap", unsent.to_string()),
         };
-        let (balance, each) = (quote.balance(), SETTLEMENT_GAS.saturating_mul(fee.max).max(1));
+        let (balance, each) = (quote.balance(), u128::from(SETTLEMENT_GAS).saturating_mul(fee.max).max(1));
         let sure = u128::from(limits.gas_limit_max).saturating_mul(fee.max);
         let count = balance / each;
         let severity = match () {
@@ -193,6 +237,11 @@ impl Looked {
             Err(error) => self.add(Severity::Error, "rpc_unreachable", told(&error)),
         }
     }
+}
+
+/// What a source speaks, and its scheme and host.
+fn source_name(one: &Node) -> String {
+    one.sources().first().map_or_else(String::new, |source| format!("the {} {}", source.kind(), source.label()))
 }
 
 /// An error with its causes, on one line.

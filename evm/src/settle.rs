@@ -15,7 +15,7 @@ use crate::{
     chain::{Chain, transfer_call},
     check::{code, rejected},
     lane::{Ended, Order},
-    node::{LogFilter, Receipt},
+    node::{Agreement, LogFilter, Receipt},
     outcome::{Outcome, Transfer},
 };
 
@@ -97,7 +97,7 @@ impl Chain {
     /// What one of our own mined transactions came to, once it has its confirmations.
     async fn judge(&self, payment: &Payment, transfer: &Transfer, receipt: Receipt, deadline: Instant) -> Settlement {
         let hash = transaction_id(receipt.transaction_hash);
-        let receipt = match self.confirmed(receipt, payment.finality, deadline).await {
+        let receipt = match self.confirmed(receipt, payment, deadline).await {
             Ok(receipt) => receipt,
             Err(source) => return in_doubt(Some(hash), source),
         };
@@ -119,23 +119,24 @@ impl Chain {
     }
 
     /// The receipt as it is once its block has the confirmations asked for: it is read again, since a reorganisation may have
-    /// moved it.
-    async fn confirmed(
-        &self,
-        mut receipt: Receipt,
-        finality: Finality,
-        deadline: Instant,
-    ) -> Result<Receipt, BoxError> {
+    /// moved it, and where the payment is worth it from as many sources as have to agree.
+    async fn confirmed(&self, mut receipt: Receipt, payment: &Payment, deadline: Instant) -> Result<Receipt, BoxError> {
+        let (finality, agreement) = (payment.finality, self.agreement(&payment.amount));
         let mut wait = self.config.limits.poll_min;
         loop {
             if self.is_final(receipt.block_number.to(), finality).await? {
-                if finality == Finality::Blocks(1) {
+                if finality == Finality::Blocks(1) && agreement == Agreement::ONE {
                     return Ok(receipt);
                 }
-                match self.node.receipt(receipt.transaction_hash).await? {
-                    Some(again) if again.block_hash == receipt.block_hash => return Ok(again),
-                    Some(moved) => receipt = moved,
-                    None => return Err("a reorganisation dropped the transaction".into()),
+                match self.node.agreed_receipt(receipt.transaction_hash, agreement).await {
+                    Ok(Some(again)) if again.block_hash == receipt.block_hash => return Ok(again),
+                    Ok(Some(moved)) => receipt = moved,
+                    Ok(None) => return Err("a reorganisation dropped the transaction".into()),
+                    // The others may see the newest block a moment later than the one that has told of it.
+                    Err(error) if agreement != Agreement::ONE && Instant::now() < deadline => {
+                        tracing::debug!(error = &error as &dyn Error, "the sources do not agree yet");
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
             wait = (wait * 3 / 2).min(self.config.limits.poll_max);

@@ -78,6 +78,13 @@ impl Node {
         self.sources.iter().map(|source| Self { sources: Arc::new([source.clone()]), ..self.clone() })
     }
 
+    /// With only those of the sources that are among `nodes`; none if none is.
+    pub(crate) fn only(&self, nodes: &[Self]) -> Option<Self> {
+        let kept = |source: &&Source| nodes.iter().flat_map(|node| node.sources.iter()).any(|other| other.is(source));
+        let sources: Vec<_> = self.sources.iter().filter(kept).cloned().collect();
+        (!sources.is_empty()).then(|| Self { sources: sources.into(), ..self.clone() })
+    }
+
     /// The sources, in the configured order.
     pub(crate) fn sources(&self) -> &[Source] {
         &self.sources

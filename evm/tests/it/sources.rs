@@ -8,9 +8,9 @@ use std::{
 use alloy::primitives::{B256, TxKind, U256};
 use farebox_core::{
     Decimal,
-    ports::{Rail, VerifyError},
+    ports::{Rail, Settlement, VerifyError},
 };
-use farebox_evm::{ChainConfig, Quorum, RpcUrl, SecretText, SourceConfig, SourceKind};
+use farebox_evm::{ChainConfig, Finding, Quorum, RpcUrl, SecretText, SourceConfig, SourceKind, inspect};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    harness::{SELLER, USDC, Unlimited, World, http_client},
+    harness::{Anvil, SELLER, USDC, Unlimited, World, config, http_client, now},
     proxy::{Fault, Line, Proxy},
     transfer::{PRICE, Shop, told},
 };
@@ -293,6 +293,59 @@ async fn a_websocket_that_is_cut_is_made_again() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("the connection was never made again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_is_worth_it_is_final_once_enough_sources_say_so() {
+    let (proxies, shop) = shop(3, quorum).await;
+    let world = &shop.world;
+    proxies[1].set(Fault::result(RECEIPT, |receipt| receipt["blockHash"] = json!(B256::repeat_byte(7))));
+    let settled = world.settle(&world.claimed().await).await;
+    assert!(matches!(settled, Settlement::Final { .. }), "{settled:?}");
+
+    proxies[2].set(Fault::Down);
+    let claimed = world.claimed().await;
+    let doubted = tokio::time::timeout(Duration::from_secs(40), world.settle(&claimed)).await.unwrap();
+    assert!(matches!(doubted, Settlement::InDoubt { transaction: Some(_), .. }), "{doubted:?}");
+    proxies.iter().for_each(|proxy| proxy.set(None));
+    let resolved = world.resolved(&crate::harness::in_doubt(&claimed, &world.store)).await;
+    assert!(matches!(resolved, Settlement::Final { .. }), "{resolved:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inspection_tells_of_every_source_once() {
+    let anvil = Anvil::start(&[]).await;
+    anvil.rpc("anvil_mine", json!(["0x5"])).await;
+    let proxies: Vec<_> = (0..4).map(|_| Proxy::start(&anvil.url)).collect();
+    let config = config(&anvil.url, |config| {
+        config.rpc = proxies.iter().map(|(_, url)| RpcUrl::parse(url).unwrap().into()).collect();
+        config.limits.rpc_timeout = Duration::from_millis(500);
+    });
+    let look = async || inspect(&config, now()).await.findings;
+    let found = |findings: &[Finding], code: &str| -> Vec<String> {
+        findings.iter().filter(|finding| finding.code == code).map(|finding| finding.message.clone()).collect()
+    };
+    let fine = look().await;
+    assert_eq!(found(&fine, "rpc_reachable").len(), 4, "{fine:?}");
+    assert_eq!(found(&fine, "rpc_agree").len(), 1, "{fine:?}");
+
+    proxies[1].0.set(Fault::Down);
+    proxies[2].0.set(Fault::result("eth_getBlockByNumber", |block| block["hash"] = json!(B256::repeat_byte(7))));
+    proxies[3].0.set(Fault::Lag(3));
+    let (dead, liar) = (&proxies[1].1, &proxies[2].1);
+    let findings = look().await;
+    assert_eq!(found(&findings, "rpc_unreachable").len(), 1, "a dead source is told of once: {findings:?}");
+    assert!(found(&findings, "rpc_unreachable")[0].contains(dead), "{findings:?}");
+    let disagree = found(&findings, "rpc_disagree");
+    assert!(disagree.len() == 1 && disagree[0].contains(liar), "{findings:?}");
+    let reachable = found(&findings, "rpc_reachable");
+    let behind = |message: &&String| message.contains("the node") && !message.contains(" 0 behind");
+    assert_eq!(reachable.iter().filter(behind).count(), 1, "{findings:?}");
+
+    proxies.iter().for_each(|(proxy, _)| proxy.set(Fault::Down));
+    let findings = look().await;
+    assert_eq!(found(&findings, "rpc_unreachable").len(), 4, "{findings:?}");
+    assert!(found(&findings, "token").is_empty() && found(&findings, "relayer").is_empty(), "{findings:?}");
 }
 
 /// A block explorer before a node: one GET a question, its own names for the parameters, failures under 200.
