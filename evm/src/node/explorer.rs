@@ -85,9 +85,10 @@ impl Answer<'_> {
             return Ok(Err(Answered::new(error.code, &error.message)));
         }
         let result = self.result.ok_or_else(|| SourceError::garbled("neither a result nor an error"))?;
-        let sentence = serde_json::from_str::<String>(result.get()).ok().filter(|text| {
-            !text.starts_with("0x") && !(self.status == Some("1") && text.bytes().all(|b| b.is_ascii_digit()))
-        });
+        let is_result = |text: &String| {
+            text.starts_with("0x") || (self.status == Some("1") && text.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let sentence = serde_json::from_str::<String>(result.get()).ok().filter(|text| !is_result(text));
         let refused = self.status == Some("0") || self.message.as_deref() == Some("NOTOK");
         match sentence {
             Some(text) => Err(refusal(&text)),

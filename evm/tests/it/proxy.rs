@@ -149,10 +149,11 @@ impl Proxy {
                 Some(Fault::Down) => return Ok(()),
                 Some(Fault::Hang) => std::future::pending().await,
                 Some(Fault::Slow(by)) => tokio::time::sleep(*by).await,
-                Some(Fault::Overtake) if text.contains("eth_sendRawTransaction") => {
-                    if self.transacting.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
-                        tokio::time::sleep(Duration::from_millis(150)).await;
-                    }
+                Some(Fault::Overtake)
+                    if text.contains("eth_sendRawTransaction")
+                        && self.transacting.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) =>
+                {
+                    tokio::time::sleep(Duration::from_millis(150)).await;
                 }
                 Some(Fault::Status(status, after)) => {
                     let head = format!("HTTP/1.1 {status} X\r\nretry-after: {after}\r\ncontent-length: 0\r\n\r\n");

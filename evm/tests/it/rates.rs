@@ -101,7 +101,7 @@ async fn a_feed_on_the_chain_is_believed_only_while_it_makes_sense() {
     let anvil = Anvil::start(&[]).await;
     let clock = Moved::new();
     let at = || now().unix_s();
-    feed(&anvil, 8, (7, 3_000_12345678, at(), 7)).await;
+    feed(&anvil, 8, (7, 300_012_345_678, at(), 7)).await;
     let source = RateSource::Chainlink { network: Network::evm(CHAIN_ID), address: parse_address(FEED).unwrap() };
     let rates = Rates::start(vec![rate(source)], clock.clone()).unwrap();
     assert!(matches!(rates.dollars("ETH"), Err(NoRate::Stale { .. })), "nothing is served before it is read");
@@ -110,22 +110,22 @@ async fn a_feed_on_the_chain_is_believed_only_while_it_makes_sense() {
     assert!(matches!(rates.dollars("BTC"), Err(NoRate::Unknown { .. })));
 
     // Half a per cent is no reason for new bills, more is.
-    feed(&anvil, 8, (8, 3_014_00000000, at(), 8)).await;
+    feed(&anvil, 8, (8, 301_400_000_000, at(), 8)).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(rates.dollars("ETH").unwrap().dollars, decimal("3000.12345678"));
-    feed(&anvil, 8, (9, 3_100_00000000, at(), 9)).await;
+    feed(&anvil, 8, (9, 310_000_000_000, at(), 9)).await;
     until(&rates, |rate| rate.as_ref().is_ok_and(|rate| rate.dollars == decimal("3100"))).await;
 
     // Nonsense leaves the last good one, until that is stale.
     for (decimals, nonsense) in [
         (8, (10, 0, at(), 10)),
         (8, (10, -5, at(), 10)),
-        (8, (10, 3_200_00000000, at() - 7200, 10)),
-        (8, (10, 3_200_00000000, 0, 10)),
-        (8, (10, 3_200_00000000, at(), 9)),
-        (8, (10, 99_99999999, at(), 10)),
-        (8, (10, 100_001_00000000, at(), 10)),
-        (19, (10, 3_200_00000000, at(), 10)),
+        (8, (10, 320_000_000_000, at() - 7200, 10)),
+        (8, (10, 320_000_000_000, 0, 10)),
+        (8, (10, 320_000_000_000, at(), 9)),
+        (8, (10, 9_999_999_999, at(), 10)),
+        (8, (10, 10_000_100_000_000, at(), 10)),
+        (19, (10, 320_000_000_000, at(), 10)),
     ] {
         feed(&anvil, decimals, nonsense).await;
         tokio::time::sleep(Duration::from_millis(250)).await;
