@@ -175,13 +175,21 @@ impl Anvil {
         Ok(*self.provider.send_raw_transaction(signed).await?.tx_hash())
     }
 
-    /// [`Anvil::sign`], [`Anvil::submit`], and waits until it is mined, whether it succeeds or reverts.
+    /// [`Anvil::submit`], and waits until it is mined, whether it succeeds or reverts.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn include(&self, signed: &Bytes) -> Result<B256> {
+        let hash = self.submit(signed).await?;
+        Ok(receipt_of(&self.provider, hash).await?.transaction_hash)
+    }
+
+    /// [`Anvil::sign`] and [`Anvil::include`].
     ///
     /// # Errors
     /// As those.
     pub async fn send(&self, from: &Account, request: TransactionRequest) -> Result<B256> {
-        let hash = self.submit(&self.sign(from, request).await?).await?;
-        Ok(receipt_of(&self.provider, hash).await?.transaction_hash)
+        self.include(&self.sign(from, request).await?).await
     }
 
     /// The receipt of a mined transaction.

@@ -168,7 +168,7 @@ async fn wait_until_it_listens(setup: &Setup, process: &mut Process) -> Result<(
     let listens = async {
         loop {
             if let Some(status) = process.ended()? {
-                bail!("farebox ended with {status} at its start; it said:\n{}", process.log());
+                bail!("farebox ended with {status} at its start; it said:\n{}", process.last_words().await);
             }
             if tokio::net::TcpStream::connect(&address).await.is_ok() {
                 return Ok(());

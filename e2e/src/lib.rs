@@ -26,7 +26,7 @@ pub use farebox::{Farebox, Setup};
 pub use fault::{Fault, FaultProxy, Lie, Times};
 pub use peer::ExpressPeer;
 pub use process::{Process, free_port};
-pub use shop::{Audit, Paid, Rails, Reply, Shop, ShopOptions};
+pub use shop::{Audit, Next, Paid, Rails, Reply, Shop, ShopOptions};
 pub use tools::{Tool, tool};
 pub use transfer::{Asked, Claim, Quoted};
 pub use usdc::{Authorization, Usdc, now_s};

@@ -102,6 +102,15 @@ impl Process {
         self.output.lock().lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
+    /// [`Process::log`] of a process that has ended: what is still on its way is waited for, a second at most.
+    pub async fn last_words(&self) -> String {
+        let until = Instant::now() + Duration::from_secs(1);
+        while self.output.lock().pipes_closed < 2 && Instant::now() < until {
+            tokio::time::sleep(POLL).await;
+        }
+        self.log()
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {

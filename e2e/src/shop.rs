@@ -114,6 +114,22 @@ pub struct Reply {
     pub body: Bytes,
 }
 
+/// What a refused claim's answer tells the payer to do next. Whether money moved is not for it to say, unless the books know: the payer
+/// names a transaction, and may have paid something or somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Pay, by this fresh bill.
+    Pay,
+    /// The same, and what came is kept as credit.
+    PayCredited,
+    /// Ask again with the same proof: no bill.
+    Again,
+    /// Mend the headers, and do not pay again: no bill.
+    Mend,
+    /// Nothing, the transaction has bought something: no bill.
+    Nothing,
+}
+
 /// What the auditor found: books and chain agree.
 #[derive(Clone, Debug)]
 pub struct Audit {
@@ -499,6 +515,34 @@ impl Reply {
         if problem { serde_json::from_slice(&self.body).unwrap_or_default() } else { Value::Null }
     }
 
+    /// Panics unless it is this refusal, told in full.
+    #[track_caller]
+    pub fn refuses(&self, name: &str, status: u16, code: &str, next: Next) {
+        let problem = self.problem();
+        let (retry, charged) = match next {
+            Next::Pay => ("after_payment", json!("unknown")),
+            Next::PayCredited => ("after_payment", json!(true)),
+            Next::Again => ("same_proof", json!("unknown")),
+            Next::Mend => ("never", json!("unknown")),
+            // A settlement of our own may still be under way.
+            Next::Nothing if problem["charged"] == "unknown" => ("never", json!("unknown")),
+            Next::Nothing => ("never", json!(true)),
+        };
+        let told = json!([self.status, problem["code"], problem["retry"], problem["charged"]]);
+        assert_eq!(told, json!([status, code, retry, charged]), "{name}: {self:?}");
+        assert!(problem["detail"].as_str().is_some_and(|reason| reason.len() > 20), "{name}: {problem}");
+        assert_eq!(self.header("cache-control"), Some("no-store"), "{name}");
+        assert_eq!(problem["transfer"].is_object(), retry == "after_payment", "{name}: {problem}");
+        assert_eq!(self.is_bill(), retry == "after_payment", "{name}: {problem}");
+        assert!(next != Next::Again || self.retry_after().is_some(), "{name}: no Retry-After: {self:?}");
+    }
+
+    /// Retry-After in seconds.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u64> {
+        self.header("retry-after")?.parse().ok()
+    }
+
     /// A header that is text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -534,7 +578,10 @@ fn config(nodes: &[String], tokens: &[Address], echo: &Echo, options: ShopOption
         format!("admission.busy_wait = \"2s\"\nreconciler.interval = \"100ms\"\nserver.workers = 2\n{top}\n");
     let mut assets = vec!["\"USDC\"".to_owned()];
     if rails != Rails::X402 {
-        config += "public_url = \"$ORIGIN\"\nadmission.lookups_per_minute = 100000\ntransfer = {}\n[[rate]]\nsymbol = \"ETH\"\nfixed = \"2500\"\n";
+        if !top.contains("lookups_per_minute") {
+            config += "admission.lookups_per_minute = 100000\n";
+        }
+        config += "public_url = \"$ORIGIN\"\ntransfer = {}\n[[rate]]\nsymbol = \"ETH\"\nfixed = \"2500\"\n";
         assets.push("\"native\"".to_owned());
     }
     for (name, token) in options.tokens.iter().zip(tokens) {
@@ -562,7 +609,7 @@ fn config(nodes: &[String], tokens: &[Address], echo: &Echo, options: ShopOption
 /// Units that came with a settled payment: the price, and what is credit beside it. A late payment is credit as a whole.
 fn came(payment: &Value) -> Result<u128> {
     let number = |member: &str| payment[member].as_str().map_or(Ok(0), str::parse::<u128>);
-    let beside = if payment["delivery"] == "credited" { 0 } else { number("credit")? };
+    let beside = if payment["delivery"] == "credited" { 0 } else { number("credit_units")? };
     Ok(number("units")? + beside)
 }
 

@@ -69,7 +69,7 @@ async fn a_reorganisation_takes_transactions_away_and_they_can_be_mined_again() 
     anvil.set_balance(sender.address(), ETHER).await.unwrap();
     let signed =
         anvil.sign(&sender, TransactionRequest::default().with_to(SELLER).with_value(U256::ONE)).await.unwrap();
-    let hash = anvil.submit(&signed).await.unwrap();
+    let hash = anvil.include(&signed).await.unwrap();
     let first = anvil.receipt(hash).await.unwrap();
     anvil.mine(2).await.unwrap();
     let head = anvil.head().await.unwrap();
@@ -81,7 +81,7 @@ async fn a_reorganisation_takes_transactions_away_and_they_can_be_mined_again() 
     let in_its_place = anvil.provider().get_block_by_number(first.block_number.unwrap().into()).await.unwrap().unwrap();
     assert_ne!(in_its_place.header.hash, first.block_hash.unwrap());
 
-    anvil.submit(&signed).await.unwrap();
+    anvil.include(&signed).await.unwrap();
     assert_ne!(anvil.receipt(hash).await.unwrap().block_hash, first.block_hash);
 }
 
