@@ -41,7 +41,7 @@ pub enum FetchError {
     },
     /// The transfer that the policy allows cannot be made. Nothing was signed.
     #[error("no transfer was made: {0}")]
-    NotSent(NotSent),
+    NotSent(Box<NotSent>),
     /// The wallet did not sign.
     #[error("the wallet did not sign")]
     Wallet(#[from] WalletError),

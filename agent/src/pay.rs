@@ -61,7 +61,7 @@ struct Receipt {
 
 /// What one attempt came to.
 enum Attempt {
-    Done(Presented),
+    Done(Box<Presented>),
     Again(Again),
 }
 
@@ -285,7 +285,7 @@ impl Agent {
         loop {
             attempts += 1;
             let again = match self.attempt(request, authorization, header, started).await {
-                Ok(Attempt::Done(presented)) => return presented,
+                Ok(Attempt::Done(presented)) => return *presented,
                 Ok(Attempt::Again(again)) => again,
                 Err(error) => {
                     Again { why: chain(&error), after: None, charged: Charged::Unknown, receipt: Receipt::default() }
@@ -315,16 +315,18 @@ impl Agent {
         let (status, headers) = (response.status(), response.headers().clone());
         let settlement = SettlementWord::read(&headers);
         if status.is_success() {
-            return Ok(Attempt::Done(Presented::Answer { response, settlement }));
+            return Ok(Attempt::Done(Box::new(Presented::Answer { response, settlement })));
         }
         let peeked = if speaks_of_money(status, &headers) {
             delivery::peek(response, BILL_BODY_BYTES_MAX, started.until).await?
         } else {
-            return Ok(Attempt::Done(Presented::Answer { response, settlement }));
+            return Ok(Attempt::Done(Box::new(Presented::Answer { response, settlement })));
         };
         let problem = peeked.whole().map(Problem::read).unwrap_or_default();
         Ok(match judge(status, &problem, settlement.as_ref()) {
-            Verdict::Deliver => Attempt::Done(Presented::Answer { response: peeked.into_response(), settlement }),
+            Verdict::Deliver => {
+                Attempt::Done(Box::new(Presented::Answer { response: peeked.into_response(), settlement }))
+            }
             Verdict::Resend { why, charged } => {
                 let after = headers.get(header::RETRY_AFTER);
                 let after = after.and_then(|value| retry_after(value.as_bytes(), self.parts.clock.now()));
@@ -334,12 +336,12 @@ impl Agent {
             }
             Verdict::Spent { reason } => {
                 let transaction = settlement.and_then(|word| word.transaction_id());
-                Attempt::Done(Presented::Spent { reason, transaction })
+                Attempt::Done(Box::new(Presented::Spent { reason, transaction }))
             }
             Verdict::Declined { reason, cure } => {
                 let is_402 = status == StatusCode::PAYMENT_REQUIRED;
                 let billed = is_402.then(|| bill::read(&headers, peeked.whole()).ok()).flatten();
-                Attempt::Done(Presented::Declined { reason, cure, billed })
+                Attempt::Done(Box::new(Presented::Declined { reason, cure, billed }))
             }
         })
     }

@@ -37,7 +37,7 @@ pub(super) struct Answer {
 
 /// What one claim came to.
 enum Claimed {
-    Answer(Answer),
+    Answer(Box<Answer>),
     Unserved {
         unserved: Unserved,
         why: String,
@@ -71,7 +71,7 @@ impl Claims {
         let transaction = run.claimed(mined);
         let headers = self.headers(run, &transaction)?;
         let (why, after, payment) = match run.claim(&headers).await {
-            Ok(Claimed::Answer(answer)) => return Ok(Some(answer)),
+            Ok(Claimed::Answer(answer)) => return Ok(Some(*answer)),
             Ok(Claimed::Unserved { unserved, why, credit, after, payment }) => {
                 match unserved {
                     Unserved::NotSeen => {}
@@ -159,12 +159,12 @@ impl Run<'_> {
         let (status, headers) = (response.status(), response.headers().clone());
         let settlement = SettlementWord::read(&headers);
         if status.is_success() || !(speaks_of_money(status, &headers)) {
-            return Ok(Claimed::Answer(Answer { response, settlement }));
+            return Ok(Claimed::Answer(Box::new(Answer { response, settlement })));
         }
         let peeked = delivery::peek(response, BILL_BODY_BYTES_MAX, self.until).await?;
         let problem = peeked.whole().map(Problem::read).unwrap_or_default();
         let Some(unserved) = judge(status, &problem) else {
-            return Ok(Claimed::Answer(Answer { response: peeked.into_response(), settlement }));
+            return Ok(Claimed::Answer(Box::new(Answer { response: peeked.into_response(), settlement })));
         };
         let after = headers.get(header::RETRY_AFTER);
         let after = after.and_then(|value| retry_after(value.as_bytes(), self.agent.parts.clock.now()));

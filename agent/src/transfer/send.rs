@@ -211,30 +211,36 @@ impl Agent {
 }
 
 /// Whether the wallet can make the transfer within the policy; the gas limit to make it with.
-fn check(choice: &TransferChoice, payer: EvmAddress, outlook: &Outlook, max_gas_wei: u128) -> Result<u64, NotSent> {
+fn check(
+    choice: &TransferChoice,
+    payer: EvmAddress,
+    outlook: &Outlook,
+    max_gas_wei: u128,
+) -> Result<u64, Box<NotSent>> {
     let (amount, asset) = (&choice.offer.amount, &choice.acceptable.asset);
     let (network, symbol) = (|| amount.asset.network().clone(), || asset.symbol().to_owned());
     let coins = |wei| Decimal::from_units(wei, COIN_DECIMALS);
     if outlook.decimals != Some(asset.decimals()) {
         let (found, known) = (outlook.decimals, asset.decimals());
-        return Err(NotSent::Decimals { network: network(), symbol: symbol(), found, known });
+        return Err(Box::new(NotSent::Decimals { network: network(), symbol: symbol(), found, known }));
     }
     if outlook.held_units < amount.units {
         let (held, needed) = (asset.tokens(outlook.held_units), asset.tokens(amount.units));
-        return Err(NotSent::Short { payer, network: network(), symbol: symbol(), held, needed });
+        return Err(Box::new(NotSent::Short { payer, network: network(), symbol: symbol(), held, needed }));
     }
-    let would_fail = || NotSent::WouldFail { network: network(), symbol: symbol(), pay_to: choice.pay_to };
+    let would_fail = || Box::new(NotSent::WouldFail { network: network(), symbol: symbol(), pay_to: choice.pay_to });
     let gas = outlook.gas.ok_or_else(would_fail)?;
     let limit = gas.saturating_add(gas.saturating_mul(GAS_BUFFER_PERCENT).div_ceil(100));
     let cost = outlook.fee.max.saturating_mul(limit.into());
     if cost > max_gas_wei {
-        return Err(NotSent::GasOverMax { network: network(), cost: coins(cost), max: coins(max_gas_wei) });
+        let (cost, max) = (coins(cost), coins(max_gas_wei));
+        return Err(Box::new(NotSent::GasOverMax { network: network(), cost, max }));
     }
     let in_coins = if amount.asset.is_native() { amount.units } else { 0 };
     let needed = in_coins.saturating_add(cost);
     if outlook.coin_wei < needed {
         let (held, needed, gas) = (coins(outlook.coin_wei), coins(needed), coins(cost));
-        return Err(NotSent::ShortOfGas { payer, network: network(), held, needed, gas });
+        return Err(Box::new(NotSent::ShortOfGas { payer, network: network(), held, needed, gas }));
     }
     Ok(limit)
 }

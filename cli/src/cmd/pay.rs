@@ -312,7 +312,7 @@ impl Failure {
             Self::SetUp(_) => 3,
             Self::Fetch(error) => match error {
                 FetchError::Request(_) => 2,
-                FetchError::NotSent(NotSent::GasOverMax { .. }) => 4,
+                FetchError::NotSent(error) if matches!(**error, NotSent::GasOverMax { .. }) => 4,
                 FetchError::NotSent(_)
                 | FetchError::Wallet(_)
                 | FetchError::WalletStrayed { .. }
@@ -378,7 +378,7 @@ impl Failure {
             FetchError::Policy(_) => {
                 Some("--dry-run shows the whole bill; --max, --asset and --network widen the policy")
             }
-            FetchError::NotSent(NotSent::GasOverMax { .. }) => {
+            FetchError::NotSent(error) if matches!(**error, NotSent::GasOverMax { .. }) => {
                 Some("wait for lower fees, allow more with --max-gas, or pay on another --network")
             }
             FetchError::Wallet(WalletError::NoNode { .. }) => Some("name one with --rpc NETWORK=URL or in FAREBOX_RPC"),

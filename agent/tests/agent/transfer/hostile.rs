@@ -91,7 +91,7 @@ async fn what_is_missing_is_said_before_anything_is_signed() {
             }
         };
         match refused(&rich, policy, change).await {
-            FetchError::NotSent(error) => error,
+            FetchError::NotSent(error) => *error,
             other => panic!("{other:?}"),
         }
     };
