@@ -26,6 +26,7 @@ mod pay;
 mod policy;
 mod request;
 mod retry;
+mod sign;
 mod transfer;
 mod verdict;
 

@@ -1,0 +1,200 @@
+//! Signing for a bill: the first way to pay that is offered, allowed and possible; and once more after a refusal, where no money can
+//! be lost by it.
+
+use farebox_core::{EvmAddress, Offer, RailName, Timestamp, X402Credential, ports::WalletError};
+use farebox_wire::transfer::ReadBill;
+use http::{HeaderValue, Method};
+
+use crate::{
+    agent::{Agent, Note, Started},
+    bill::{self, Bill, Billed},
+    entry::{Authorization, Entry, Proof, SecretHeader, Standing},
+    error::{FetchError, RefusedOffer, RequestError},
+    journal::Lock,
+    pay::Made,
+    policy::{Choice, Outstanding, Policy, PolicyRule},
+    request::{IDEMPOTENCY_KEY, Replayable},
+    transfer::{NoTransfer, SignedNow, Terms},
+    verdict::Cure,
+};
+
+/// How often one fetch signs: once, and once more if the first is refused without a charge. A seller that keeps asking for fresh
+/// signatures is collecting them.
+const SIGNATURES_MAX: u32 = 2;
+
+/// What was signed for a bill, not yet noted.
+pub(crate) struct Signed {
+    pub(crate) authorization: Authorization,
+    /// See [`Begun::account`].
+    pub(crate) account: Option<Lock>,
+}
+
+impl Agent {
+    /// Signs for the first way to pay, in the order that the policy has them, that is offered, allowed and possible.
+    pub(crate) async fn sign(
+        &self,
+        request: &Replayable,
+        billed: &Billed,
+        outstanding: Outstanding,
+        started: Started,
+    ) -> Result<Signed, FetchError> {
+        let policy = &self.parts.policy;
+        if request.method == Method::HEAD {
+            return Err(FetchError::HeadNotSold { price: policy.cheapest(billed) });
+        }
+        let (mut refused, mut failed) = (Vec::new(), None);
+        for rail in &policy.rails {
+            match (rail, &billed.x402, &billed.transfer) {
+                (RailName::X402, Some(bill), _) => match policy.choose(bill, outstanding) {
+                    Ok(choice) => match self.sign_x402(request, bill, choice).await {
+                        Ok(authorization) => return Ok(Signed { authorization, account: None }),
+                        Err(error @ FetchError::Wallet(WalletError::Unsupported { .. })) => {
+                            failed.get_or_insert(error);
+                        }
+                        Err(error) => return Err(error),
+                    },
+                    Err(rules) => refused.extend(rules),
+                },
+                (RailName::Transfer, _, Some(read)) => {
+                    let terms = self.terms(read, request);
+                    let key = self.idempotency_key(request)?;
+                    match Box::pin(self.sign_transfer(&terms, outstanding, &key, started)).await {
+                        Ok(SignedNow { authorization, account }) => {
+                            return Ok(Signed { authorization, account: Some(account) });
+                        }
+                        Err(NoTransfer::Forbidden(rules)) => refused.extend(rules),
+                        Err(NoTransfer::Failed(error)) => _ = failed.get_or_insert(error),
+                    }
+                }
+                (RailName::X402, None, _) | (RailName::Transfer, _, None) => {}
+            }
+        }
+        refused.extend(unwanted(policy, billed));
+        Err(failed.unwrap_or(FetchError::Policy(refused)))
+    }
+
+    pub(crate) fn terms<'a>(&'a self, read: &'a ReadBill, request: &'a Replayable) -> Terms<'a> {
+        let (payer, now) = (self.parts.wallet.evm_address(), self.parts.clock.now());
+        Terms { read, request, policy: &self.parts.policy, payer, now }
+    }
+
+    async fn sign_x402(
+        &self,
+        request: &Replayable,
+        bill: &Bill,
+        choice: Choice<'_>,
+    ) -> Result<Authorization, FetchError> {
+        let parts = &self.parts;
+        let offer = choice.asked.offer.clone();
+        let mut signed_for = offer.clone();
+        signed_for.max_timeout_s = signed_for.max_timeout_s.clamp(1, parts.policy.valid_for_max.as_secs().max(1));
+        let now = parts.clock.now();
+        let credential = parts.wallet.authorize(&signed_for, now).await?;
+        let payer = parts.wallet.evm_address();
+        check_signed(&credential, &signed_for, payer, now)?;
+        let expires_at = Timestamp::from_unix_s(credential.authorization.valid_before);
+        let proof = Proof::Header(bill::credential_header(bill, choice.asked, &credential));
+        let (asset, standing) = (choice.acceptable.asset, Standing::Open);
+        let idempotency_key = self.idempotency_key(request)?;
+        Ok(Authorization { proof, idempotency_key, payer, offer, asset, signed_at: now, expires_at, standing })
+    }
+
+    /// The caller's own, or 128 random bits as a quoted string of hex.
+    fn idempotency_key(&self, request: &Replayable) -> Result<SecretHeader, RequestError> {
+        let value = match request.idempotency_key() {
+            Some(own) => own.clone(),
+            None => {
+                let mut bits = [0; 16];
+                self.parts.entropy.fill(&mut bits);
+                let quoted = format!("\"{}\"", hex::encode(bits));
+                HeaderValue::try_from(quoted).map_err(|_| RequestError::IdempotencyKey)?
+            }
+        };
+        Ok(SecretHeader::new(IDEMPOTENCY_KEY, value))
+    }
+
+    /// A new authorization in place of one the seller refused, or `None` if a new one would not help or is one too many.
+    pub(crate) async fn sign_again(
+        &self,
+        request: &Replayable,
+        entry: &Entry,
+        billed: Option<Billed>,
+        cure: Cure,
+        made: &mut Made,
+        started: Started,
+    ) -> Result<Option<Authorization>, FetchError> {
+        let Some(Billed { x402: Some(bill), notes: odd, .. }) = billed else { return Ok(None) };
+        let refused = &entry.current;
+        let still_offered = bill.requirements.iter().any(|asked| asked.offer == refused.offer);
+        // A refusal of what an earlier call signed is no reason to be stuck with it until it expires.
+        let from_before = made.signatures == 0 && refused.signed_at <= started.at;
+        let may_help = match cure {
+            // Of the wallet itself, the caller has made sure that it is another.
+            Cure::Renew | Cure::OtherPayer => true,
+            Cure::IfTermsChanged => !still_offered || from_before,
+            Cure::None => false,
+        };
+        if !may_help || made.signatures >= SIGNATURES_MAX {
+            return Ok(None);
+        }
+        let outstanding = entry.outstanding(self.parts.clock.now(), started.at);
+        let choice = self.parts.policy.choose(&bill, outstanding).map_err(FetchError::Policy)?;
+        let next = self.sign_x402(request, &bill, choice).await?;
+        let notes = &mut made.notes;
+        notes.extend(odd);
+        if next.offer.pay_to != refused.offer.pay_to {
+            notes.push(Note::PayToChanged { was: refused.offer.pay_to.clone(), now: next.offer.pay_to.clone() });
+        }
+        if next.worth() != refused.worth() {
+            notes.push(Note::PriceChanged { was: refused.worth(), now: next.worth() });
+        }
+        Ok(Some(next))
+    }
+}
+
+/// The offers of a bill on rails that the policy leaves out.
+fn unwanted(policy: &Policy, billed: &Billed) -> Vec<RefusedOffer> {
+    let x402 =
+        billed.x402.iter().flat_map(|bill| &bill.requirements).map(|asked| (RailName::X402, &asked.offer.amount));
+    let transfers = billed.transfer.iter().flat_map(|read| &read.bill.options);
+    let transfers = transfers.map(|option| (RailName::Transfer, &option.amount));
+    let left_out = x402.chain(transfers).filter(|(rail, _)| !policy.rails.contains(rail));
+    left_out
+        .map(|(rail, amount)| RefusedOffer {
+            network: amount.asset.network().clone(),
+            asset: amount.asset.clone(),
+            rule: PolicyRule::Rail { rail },
+        })
+        .collect()
+}
+
+/// Whether the wallet signed this offer and nothing else: it may be a program of somebody else's, and what it signed is about to
+/// be given to a stranger.
+fn check_signed(signed: &X402Credential, offer: &Offer, payer: EvmAddress, now: Timestamp) -> Result<(), FetchError> {
+    fn same<T: PartialEq + ToString>(field: &'static str, expected: &T, found: &T) -> Result<(), FetchError> {
+        let (expected, found) =
+            if expected == found { return Ok(()) } else { (expected.to_string(), found.to_string()) };
+        Err(FetchError::WalletStrayed { field, expected, found })
+    }
+    let (authorization, accepted) = (&signed.authorization, &signed.accepted);
+    let address = |address: EvmAddress| format!("{address:x}");
+    same("from", &address(payer), &address(authorization.from))?;
+    same("to", &offer.pay_to.to_ascii_lowercase(), &address(authorization.to))?;
+    same("value", &offer.amount.units, &authorization.value)?;
+    same("scheme", &offer.scheme, &accepted.scheme)?;
+    same("network", offer.network(), &accepted.network)?;
+    if let Some(echoed) = &accepted.requirement {
+        same("asset", &offer.asset_on_wire.to_ascii_lowercase(), &echoed.asset.to_ascii_lowercase())?;
+        same("payTo", &offer.pay_to.to_ascii_lowercase(), &echoed.pay_to.to_ascii_lowercase())?;
+        same("amount", &offer.amount.units.to_string(), &echoed.amount.to_string())?;
+    }
+    let (end, found) = (now.unix_s().saturating_add(offer.max_timeout_s), authorization.valid_before);
+    if found <= end {
+        return Ok(());
+    }
+    Err(FetchError::WalletStrayed {
+        field: "validBefore",
+        expected: format!("at most {end}"),
+        found: found.to_string(),
+    })
+}
