@@ -102,8 +102,8 @@ fn rails(
 fn rotation(entropy: &dyn Entropy, times: &TransferTimes) -> QuoteKeyRotation {
     let mut fresh = [0; 32];
     entropy.fill(&mut fresh);
-    // A quote sealed with the old key a moment before the change has to live out its time.
-    QuoteKeyRotation { fresh, rotate_after: QUOTE_KEY_AGE_MAX, keep_for: times.claim_within * 2 }
+    // Longer than any quote lives: a claim that comes too late for its quote is credit only as long as we know the quote for ours.
+    QuoteKeyRotation { fresh, rotate_after: QUOTE_KEY_AGE_MAX, keep_for: times.claim_within + QUOTE_KEY_AGE_MAX }
 }
 
 async fn quoter(

@@ -139,11 +139,12 @@ impl AuditEntry {
         Some(Self::about(after, outcome, at))
     }
 
-    /// That `after` was claimed, or taken over.
+    /// That `after` was claimed, or taken over. Money that was there before it was claimed is ours from its claim on.
     #[must_use]
     pub fn claimed(after: &Payment, at: Timestamp) -> Self {
-        let outcome = match (after.delivery, after.state) {
-            (Delivery::Credited, _) => AuditOutcome::Credited,
+        let outcome = match (after.delivery, after.state, after.runs) {
+            (Delivery::Credited, _, _) => AuditOutcome::Credited,
+            (_, PaymentState::Settled, 1) => AuditOutcome::Settled,
             _ => AuditOutcome::Claimed,
         };
         Self::about(after, outcome, at)

@@ -118,7 +118,7 @@ async fn a_plain_transfer_of_usdc_or_ether_is_served_once_and_then_from_the_book
         assert_eq!((&row["rail"], &row["delivery"]), (&json!("transfer"), &json!("delivered")), "{row}");
     }
     let told: Vec<Value> = shop.audit_log().await.unwrap().iter().map(|entry| entry["outcome"].clone()).collect();
-    assert_eq!(told, ["claimed", "delivered"].repeat(4));
+    assert_eq!(told, ["settled", "delivered"].repeat(4));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use farebox_core::Access;
-use farebox_evm::{ChainConfig, is_test_network};
+use farebox_evm::{ChainConfig, NativeRole, is_test_network};
 use tracing::{info, warn};
 
 use super::Globals;
@@ -74,7 +74,9 @@ async fn serve(config: &Config, chains: Vec<ChainConfig>) -> anyhow::Result<()> 
 
 fn tell_chains(config: &Config) {
     for chain in &config.chains {
-        let assets: Vec<&str> = chain.assets.iter().map(|asset| asset.symbol.as_str()).collect();
+        let mut assets: Vec<&str> = chain.assets.iter().map(|asset| asset.symbol.as_str()).collect();
+        let native = chain.native.as_ref().filter(|native| native.role == NativeRole::Payment);
+        assets.extend(native.map(|native| native.symbol.as_str()));
         let (network, assets) = (&chain.network, assets.join(", "));
         info!(%network, %assets, sources = chain.sources.len(), pay_to = %chain.pay_to.get_ref(), "chain");
         if is_test_network(network) && config.routes.iter().any(|route| route.paid.is_some()) {

@@ -164,8 +164,9 @@ fn secrets_are_fetched_from_the_environment_and_from_files() {
         format!("{CHAIN}{ROUTE}").replace("8545", "${PORT}").replace("${FAREBOX_RELAYER_KEY}", "file:relayer.key");
     let config = parse(&dir.path().join("farebox.toml"), &text).unwrap();
     let chains = config.chains_with_secrets(&|name| (name == "PORT").then(|| "8546".to_owned())).unwrap();
-    assert_eq!(chains[0].rpc[0].to_string(), "http://127.0.0.1:8546");
-    assert_eq!(chains[0].relayer.address(), farebox_evm::EvmKey::from_hex(&key).unwrap().address());
+    assert_eq!(chains[0].rpc[0].url.to_string(), "http://127.0.0.1:8546");
+    let relayer = chains[0].relayer.as_ref().unwrap();
+    assert_eq!(relayer.address(), farebox_evm::EvmKey::from_hex(&key).unwrap().address());
 }
 
 #[test]

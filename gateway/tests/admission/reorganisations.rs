@@ -52,7 +52,7 @@ async fn a_transfer_that_is_undone_is_taken_back_and_stays_in_the_audit_log() {
         let lines = lines.iter().map(|line| serde_json::from_str::<Value>(&line.text).unwrap());
         lines.map(|line| line["outcome"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(outcomes(&shop)[..3], ["claimed", "delivered", "reversed"]);
+    assert_eq!(outcomes(&shop)[..3], ["settled", "delivered", "reversed"]);
     // Nothing is to be had for it meanwhile, and nobody is billed.
     let got = shop.send(Method::GET, "/paid/x", claim.clone()).await;
     got.check(503, "settlement_pending", "same_proof", "unknown");
