@@ -4,7 +4,7 @@
 
 use std::process::Output;
 
-use farebox_e2e::{Account, Counter, Echo, Farebox, ForeignClient, Job, Outcome, Seen, books};
+use farebox_e2e::{Account, Counter, Echo, Farebox, ForeignClient, Job, Outcome, Seen, books, http_client};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -18,7 +18,24 @@ const CLIENTS_AT_ONCE: usize = 3;
 #[tokio::test]
 async fn every_official_client_pays_once_and_gets_what_it_paid_for() {
     let counter = Counter::open(&["--hardfork", "cancun", "--prune-history", "200"]).await.unwrap();
-    let farebox = counter.serve(&counter.route("GET,POST /v1/*", r#"price = "$0.01""#)).await.unwrap();
+    let route = counter.route("GET,POST /v1/*", r#"price = "$0.01""#);
+    let farebox = counter.serve(&route).await.unwrap();
+    each_pays_once(&counter, farebox).await;
+}
+
+#[tokio::test]
+async fn every_official_client_pays_where_transfers_are_offered_too() {
+    let counter = Counter::open(&["--hardfork", "cancun", "--prune-history", "200"]).await.unwrap();
+    let transfers = "public_url = \"$ORIGIN\"\ntransfer = {}\n[[rate]]\nsymbol = \"ETH\"\nfixed = \"2500\"\n";
+    let chain = counter.chain(counter.anvil.url()).replace("[\"USDC\"]", "[\"USDC\", \"native\"]");
+    let route = counter.route("GET,POST /v1/*", r#"price = "$0.01""#);
+    let farebox = Farebox::start(counter.setup(&format!("{transfers}{chain}{route}")).unwrap()).await.unwrap();
+    let problem: Value = http_client().unwrap().get(farebox.url("/v1/x")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(problem["transfer"]["options"].as_array().map(Vec::len), Some(2), "{problem}");
+    each_pays_once(&counter, farebox).await;
+}
+
+async fn each_pays_once(counter: &Counter, farebox: Farebox) {
     let gets = ForeignClient::ALL.map(|client| (client, "GET"));
     let posts = [ForeignClient::X402Axios, ForeignClient::X402FetchV1, ForeignClient::PypiHttpx];
     let jobs: Vec<_> = gets.into_iter().chain(posts.map(|client| (client, "POST"))).collect();
@@ -36,7 +53,7 @@ async fn every_official_client_pays_once_and_gets_what_it_paid_for() {
     for call in &calls {
         call.was_served();
         let row = rows.iter().find(|row| row["payer"] == json!(format!("eip155:84532:{}", call.payer.address())));
-        call.was_charged_once(&counter, row.unwrap()).await;
+        call.was_charged_once(counter, row.unwrap()).await;
         call.was_told_upstream(&counter.echo, row.unwrap());
     }
     let sold = CENT * calls.len() as u128;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use alloy::primitives::B256;
-use farebox_e2e::{Account, Claim, Fault, FaultProxy, Lie, Next, Shop, ShopOptions, Times};
+use farebox_e2e::{Account, Claim, Explorer, Fault, FaultProxy, Lie, Next, Shop, ShopOptions, Times};
 use serde_json::{Value, json};
 
 /// Far above what anything here takes, for a machine with ten other things to do.
@@ -84,19 +84,21 @@ async fn one_bad_node_of_three_changes_no_verdict_on_what_is_dear() {
     let (mut sold, mut unclaimed) = (0, vec![]);
     let everywhere = silent().into_iter().map(|(name, fault)| (name, "*", fault));
     let receipts = lies().into_iter().map(|(name, fault)| (name, RECEIPT, fault));
-    let cases: Vec<_> = everywhere.chain(receipts).collect();
-    for (number, (name, method, fault)) in cases.into_iter().enumerate() {
-        let place = number % 3;
-        let name = format!("node {place} {name}");
-        let (good, short) = good_and_short(&shop, &payer).await;
-        unclaimed.push(short.announced.parse().unwrap());
-        nodes(&shop)[place].fail(method, Times::Always, fault);
-        let refused = shop.insist_on(&short, SOON).await.unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        refused.refuses(&name, 402, "underpaid", Next::Pay);
-        let served = shop.insist_on(&good, SOON).await.unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        assert_eq!(served.status, 200, "{name}: {served:?}");
-        sold += 1;
-        nodes(&shop)[place].heal();
+    for (name, method, fault) in everywhere.chain(receipts) {
+        for place in 0..3 {
+            let name = format!("node {place} {name}");
+            let (good, short) = good_and_short(&shop, &payer).await;
+            unclaimed.push(short.announced.parse().unwrap());
+            let before = nodes(&shop)[place].calls(RECEIPT).len();
+            nodes(&shop)[place].fail(method, Times::Always, fault.clone());
+            let refused = shop.insist_on(&short, SOON).await.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            refused.refuses(&name, 402, "underpaid", Next::Pay);
+            let served = shop.insist_on(&good, SOON).await.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            assert_eq!(served.status, 200, "{name}: {served:?}");
+            sold += 1;
+            assert!(nodes(&shop)[place].calls(RECEIPT).len() > before, "{name}, and nobody asked it");
+            nodes(&shop)[place].heal();
+        }
     }
     assert_eq!(shop.echo.hits(), sold);
     assert_eq!(shop.audit_beside(&unclaimed).await.unwrap().in_state("settled").count(), sold);
@@ -232,4 +234,58 @@ async fn a_node_whose_head_is_old_cannot_say_that_a_transaction_does_not_exist()
         assert!(reply.status == 503 && tokio::time::Instant::now() < until, "{reply:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test]
+async fn a_block_explorer_is_a_source_like_any_other() {
+    let chain = "rpc_timeout = \"1s\"\nquorum = { agree = 2, above = \"$1\" }";
+    let sources = "{ url = \"$EXPLORER\", kind = \"explorer\", key = \"${FAREBOX_EXPLORER_KEY}\" },";
+    let mut shop = Shop::open_with(ShopOptions { chain, sources, nodes_more: 0, ..THREE }).await.unwrap();
+    let payer = shop.spender("payer").await.unwrap();
+    // Where two must agree, it is one of them.
+    let (good, short) = good_and_short(&shop, &payer).await;
+    let asked = shop.explorer.answered();
+    assert_eq!(shop.insist_on(&good, SOON).await.unwrap().status, 200);
+    shop.claim(&short).await.unwrap().refuses("too little", 402, "underpaid", Next::Pay);
+    assert!(shop.explorer.answered() > asked + 3, "the explorer was not asked");
+    let (good, short) = good_and_short(&shop, &payer).await;
+    let more = format!("0x{:064x}", DEAR_UNITS * 2);
+    shop.rpc.fail(
+        RECEIPT,
+        Times::Always,
+        Fault::Altered(Lie::new(move |receipt| with(receipt, "/logs/0/data", &more))),
+    );
+    for claim in [&good, &short] {
+        shop.claim(claim).await.unwrap().refuses("the node lies", 503, "payment_unverifiable", Next::Again);
+    }
+    shop.rpc.heal();
+    shop.explorer.limit(true);
+    shop.claim(&good).await.unwrap().refuses("the explorer is tired", 503, "payment_unverifiable", Next::Again);
+    shop.explorer.limit(false);
+    assert_eq!(shop.insist_on(&good, SOON).await.unwrap().status, 200);
+
+    // Where one is enough, it stands in for a node that is gone.
+    let cheap = shop.buy(&payer, Shop::AFTER, "ETH").await.unwrap();
+    shop.rpc.cut_off();
+    assert_eq!(shop.insist_on(&cheap, SOON).await.unwrap().status, 200);
+    let log = shop.farebox.process().log();
+    assert!(!log.contains(Explorer::KEY), "the log tells the explorer's key");
+}
+
+#[tokio::test]
+async fn a_websocket_is_a_source_like_any_other() {
+    let shop = Shop::open_with(ShopOptions { sources: "\"$WEBSOCKET\",", ..THREE }).await.unwrap();
+    let payer = shop.spender("payer").await.unwrap();
+    // One of the three over HTTP is left, and the socket makes the second.
+    for place in [0, 1] {
+        nodes(&shop)[place].cut_off();
+    }
+    let (good, short) = good_and_short(&shop, &payer).await;
+    assert_eq!(shop.insist_on(&good, SOON).await.unwrap().status, 200);
+    shop.insist_on(&short, SOON).await.unwrap().refuses("too little", 402, "underpaid", Next::Pay);
+    nodes(&shop)[2].cut_off();
+    let good = shop.buy(&payer, DEAR, "USDC").await.unwrap();
+    shop.claim(&good).await.unwrap().refuses("the socket alone", 503, "payment_unverifiable", Next::Again);
+    let cheap = shop.buy(&payer, Shop::AFTER, "USDC").await.unwrap();
+    assert_eq!(shop.insist_on(&cheap, SOON).await.unwrap().status, 200);
 }
