@@ -88,14 +88,12 @@ impl Health {
 
     /// Somebody else answered while this one was still waited for, or nobody did.
     pub(super) fn late(&self, waited: Duration) {
-        if waited >= self.patience(None) {
-            let mut state = self.0.lock();
-            // That long at least: it takes the rank of a slow one until it has shown that it is not.
-            state.usual = Some(state.usual.map_or(waited, |usual| usual.max(waited)));
-            state.failing = state.failing * 7 / 8 + 125;
-            if waited >= PATIENCE_FIRST {
-                state.rest();
-            }
+        let mut state = self.0.lock();
+        // That long at least: it takes the rank of a slow one until it has shown that it is not.
+        state.usual = Some(state.usual.map_or(waited, |usual| usual.max(waited)));
+        state.failing = state.failing * 7 / 8 + 125;
+        if waited >= PATIENCE_FIRST {
+            state.rest();
         }
     }
 

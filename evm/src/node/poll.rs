@@ -60,7 +60,7 @@ impl Node {
         source: &Source,
         deadline: Instant,
     ) -> Result<B::Answers, SourceError> {
-        let (attempt, began) = (Attempt::new(source.clone()), Instant::now());
+        let (attempt, began) = (Attempt::new(source.clone(), source.health().patience(None)), Instant::now());
         let questions = batch.questions();
         match tokio::time::timeout_at(deadline, self.read(batch, &questions, source)).await {
             Ok(outcome) => attempt.end(outcome).1,
@@ -73,7 +73,9 @@ impl Node {
         let fresh = |source: &Source, age: Duration| source.health().head().is_some_and(|seen| seen.at.elapsed() < age);
         let wait = deadline.min(Instant::now() + HEADS_WAIT);
         // The others first: what it is behind must have been there before it was asked.
-        self.heads(wait, |other| !other.is(source) && !fresh(other, HEAD_FRESH)).await;
+        // One that rests is not waited for: the background finds out when it is well.
+        let asked = |other: &Source| !other.is(source) && !other.health().is_resting() && !fresh(other, HEAD_FRESH);
+        self.heads(wait, asked).await;
         if !fresh(source, HEAD_FRESH) {
             self.one(&ask::head(), source, deadline).await?;
         }

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
@@ -93,12 +94,13 @@ where
                     (next_at, early) = (half_of_the_rest(deadline), false);
                 } else if let Some(source) = waiting.next() {
                     early = haste == Haste::Hedged;
+                    let patience = source.health().patience(fastest);
                     next_at = half_of_the_rest(deadline);
                     if early {
-                        next_at = next_at.min(Instant::now() + source.health().patience(fastest));
+                        next_at = next_at.min(Instant::now() + patience);
                     }
                     newest = Some(source.clone());
-                    let attempt = Attempt::new(source.clone());
+                    let attempt = Attempt::new(source.clone(), patience);
                     let asked = ask(source);
                     running.push(Box::pin(async move { attempt.end(asked.await) }));
                 }
@@ -118,13 +120,15 @@ fn half_of_the_rest(deadline: Instant) -> Instant {
 /// One question to one source. What becomes of it is noted as the source's health; dropped, the source was late.
 pub(super) struct Attempt {
     source: Source,
+    /// What it was given before somebody else would be asked: dropped sooner, it was not late.
+    patience: Duration,
     began: Instant,
     over: bool,
 }
 
 impl Attempt {
-    pub(super) fn new(source: Source) -> Self {
-        Self { source, began: Instant::now(), over: false }
+    pub(super) fn new(source: Source, patience: Duration) -> Self {
+        Self { source, patience, began: Instant::now(), over: false }
     }
 
     pub(super) fn end<T>(mut self, outcome: Result<T, SourceError>) -> (Source, Result<T, SourceError>) {
@@ -144,7 +148,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.over && self.began.elapsed() >= self.patience {
             self.source.health().late(self.began.elapsed());
         }
     }
