@@ -3,7 +3,14 @@
 //! Sources lag and are exchanged for one another, so a lower head is no reorganisation, and another block at a known height is
 //! believed only once every source that answers says so.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use alloy::primitives::{B256, U256};
 use farebox_core::{
@@ -41,6 +48,7 @@ pub(crate) struct Follower {
     fee: Mutex<Option<(Instant, u128)>>,
     /// One poll at a time: the others wait for its answer.
     turn: Semaphore,
+    reorganisations: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +70,7 @@ impl Default for Follower {
             polled: Mutex::default(),
             fee: Mutex::default(),
             turn: Semaphore::new(1),
+            reorganisations: AtomicU64::new(0),
         }
     }
 }
@@ -70,6 +79,11 @@ impl Follower {
     /// What a unit of gas costs a payer about now, wei; nothing if that was not to be found out for a while.
     pub(crate) fn fee_per_gas(&self) -> Option<u128> {
         self.fee.lock().filter(|(since, _)| since.elapsed() < FEE_STALE_MAX).map(|(_, fee)| fee)
+    }
+
+    /// How many reorganisations were seen.
+    pub(crate) fn reorganisations(&self) -> u64 {
+        self.reorganisations.load(Ordering::Relaxed)
     }
 
     /// The blocks that may still be undone, up to the newest; never empty.
@@ -169,6 +183,7 @@ async fn undone(chain: &Chain, known: &[Link], link: &Link, head: &Header, lowes
         Canonical::Holds => Err("a source is on another branch of the chain".into()),
         Canonical::Gone => {
             tracing::warn!(network = %chain.config.network, number = link.block.number, "a reorganisation");
+            chain.follower.reorganisations.fetch_add(1, Ordering::Relaxed);
             anew(chain, head, lowest).await
         }
     }

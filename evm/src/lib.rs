@@ -22,6 +22,7 @@ mod rail;
 mod rates;
 mod settle;
 mod signature;
+mod status;
 #[cfg(test)]
 mod testing;
 mod token;
@@ -36,11 +37,12 @@ pub use config::{
     RpcUrlError,
 };
 pub use error::ConnectError;
-pub use inspect::{ChainReport, Finding, Severity, inspect};
+pub use inspect::{ChainReport, ClockHand, ClockReading, Finding, Severity, clocks, inspect};
 pub use key::{EvmKey, KeyError};
 pub use known::{KNOWN_ASSETS, KnownAsset, is_test_network, known_asset, known_native};
 pub use node::{SecretText, SourceConfig, SourceKind};
 pub use rail::EvmRail;
 pub use rates::{NoRate, Rate, RateConfig, RateConfigError, RateSource, Rates};
+pub use status::{ChainStatus, RelayerStatus, SourceStatus, Standing};
 pub use transfer::{TransferParts, TransferRail};
 pub use wallet::LocalWallet;

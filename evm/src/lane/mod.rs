@@ -124,6 +124,11 @@ impl Lane {
         stalled.as_ref().filter(|(since, _)| since.elapsed() < STALL_BELIEVED).map(|(_, unsent)| unsent.clone())
     }
 
+    /// How many transactions are on their way.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.limits.in_flight_max.saturating_sub(self.places.available_permits())
+    }
+
     async fn try_send(&self, order: Order, deadline: Instant) -> Ended {
         let Some(place) = self.place().await else { return Ended::Unsent(Unsent::NoPlace) };
         let slot = Slot::new();

@@ -31,7 +31,7 @@ const FAILING_PERMILLE: u32 = 250;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) number: u64,
-    timestamp: u64,
+    pub(super) timestamp: u64,
     pub(super) at: Instant,
 }
 

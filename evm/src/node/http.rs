@@ -2,8 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use farebox_core::ports::BoxError;
-use reqwest::{RequestBuilder, StatusCode, header::RETRY_AFTER};
+use farebox_core::{Timestamp, ports::BoxError};
+use reqwest::{
+    RequestBuilder, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
+use url::Url;
 
 use super::SourceError;
 
@@ -70,6 +74,23 @@ pub(crate) async fn fetch(request: RequestBuilder, bytes_max: usize) -> Result<V
         answer.extend_from_slice(&chunk);
     }
     Ok(answer)
+}
+
+/// What the server behind `url` says the time is, in whole seconds. Its root is asked, for which no API key is needed, and whatever it
+/// answers will do. `None` if it does not answer in time, or tells no time.
+pub(super) async fn date(url: &Url, timeout: Duration) -> Option<Timestamp> {
+    let mut root = url.clone();
+    let scheme = if matches!(url.scheme(), "https" | "wss") { "https" } else { "http" };
+    // From ws to http and back, which the type allows between these four alone.
+    root.set_scheme(scheme).ok()?;
+    root.set_path("/");
+    root.set_query(None);
+    root.set_username("").ok()?;
+    root.set_password(None).ok()?;
+    let asked = client(timeout).ok()?.get(root).timeout(timeout).send().await.ok()?;
+    let date = httpdate::parse_http_date(asked.headers().get(DATE)?.to_str().ok()?).ok()?;
+    let since_epoch = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(Timestamp::from_unix_s(since_epoch.as_secs()))
 }
 
 /// TLS by ring and Mozilla's roots, whatever else the process has installed.

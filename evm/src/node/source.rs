@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use alloy::primitives::{B256, Bytes};
-use farebox_core::ports::BoxError;
+use farebox_core::{Timestamp, ports::BoxError};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -16,7 +16,10 @@ use super::{
     jsonrpc::JsonRpc,
     websocket::WebSocket,
 };
-use crate::RpcUrl;
+use crate::{
+    RpcUrl,
+    status::{SourceStatus, Standing},
+};
 
 /// For how long `eth_sendRawTransactionSync` is not tried again on a node that does not have it.
 const NO_SYNC_SEND: Duration = Duration::from_secs(3600);
@@ -143,6 +146,29 @@ impl Source {
 
     pub(crate) fn kind(&self) -> SourceKind {
         self.0.config.kind
+    }
+
+    /// The time as its server tells it.
+    pub(crate) async fn http_date(&self, timeout: Duration) -> Option<Timestamp> {
+        super::http::date(self.0.config.url.expose(), timeout).await
+    }
+
+    /// How it does now, from what was heard of it.
+    pub(crate) fn status(&self) -> SourceStatus {
+        let health = self.health();
+        let head = health.head();
+        SourceStatus {
+            label: self.label(),
+            kind: self.kind(),
+            standing: match () {
+                () if health.is_limited() => Standing::Limited,
+                () if health.is_resting() => Standing::Resting,
+                () if health.behind() > 0 => Standing::Behind,
+                () => Standing::Good,
+            },
+            head: head.map(|seen| (seen.number, Timestamp::from_unix_s(seen.timestamp))),
+            latency: health.usual(),
+        }
     }
 
     pub(super) fn health(&self) -> &Health {

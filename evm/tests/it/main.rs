@@ -8,6 +8,7 @@
 
 mod harness;
 mod hostile;
+mod inspect;
 mod lane;
 mod proxy;
 mod rates;

@@ -6,7 +6,7 @@ use farebox_core::{
     Credential, EvmAddress, Network, X402Credential,
     ports::{Rail, SignatureCheck, VerifyError, Wallet},
 };
-use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, Rates, RpcUrl, Severity, inspect, parse_address};
+use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, Rates, RpcUrl, parse_address};
 
 use crate::{
     harness::{
@@ -210,21 +210,6 @@ async fn a_dead_node_is_passed_over_and_a_wrong_one_refused() {
     let no_eip3009 =
         connect(config(&world.anvil.url, |c| c.assets[0].address = wallet.parse().unwrap())).await.unwrap_err();
     assert_eq!(no_eip3009.code(), "unusable_token");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_inspection_tells_what_is_there_and_what_is_wrong() {
-    let anvil = Anvil::start(&[]).await;
-    let fine = inspect(&config(&anvil.url, |_| ()), now()).await;
-    assert_eq!(fine.worst(), Severity::Fine, "{fine:?}");
-    let said = |code: &str, part: &str| fine.findings.iter().any(|f| f.code == code && f.message.contains(part));
-    assert!(said("token", "\"USDC\" version \"2\" with 6 decimals") && said("relayer_gas", "settlements"), "{fine:?}");
-    let poor = inspect(&config(&anvil.url, |c| c.relayer = Some(EvmKey::from_bytes(&[3; 32]).unwrap())), now()).await;
-    assert_eq!(poor.worst(), Severity::Error, "{poor:?}");
-    let own = inspect(&config(&anvil.url, |c| c.pay_to = c.relayer.as_ref().unwrap().address()), now()).await;
-    assert!(own.findings.iter().any(|f| f.code == "pay_to_is_relayer"), "{own:?}");
-    let token = inspect(&config(&anvil.url, |c| c.pay_to = parse_address(USDC).unwrap()), now()).await;
-    assert!(token.findings.iter().any(|f| f.code == "pay_to_contract"), "{token:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
