@@ -12,7 +12,7 @@ use crate::{
     chain::{node_of, validate},
     checksum,
     lane::{Quote, SETTLEMENT_GAS},
-    node::{Draft, Estimate, Header, NoAnswer, Node, ask},
+    node::{Draft, Estimate, NoAnswer, Node, ask},
     token::{Coin, Token},
 };
 

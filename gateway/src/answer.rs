@@ -140,7 +140,7 @@ async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body>
     }
     match till.ledger.answer(payment.id, till.clock.now()).await {
         Ok(Some(answer)) => match kept(answer) {
-            Ok(response) => desk.paid(response, receipt.payment, &charged(&receipt)),
+            Ok(response) => desk.replayed(response, receipt.payment, &charged(&receipt)),
             Err(error) => {
                 warn!(payment = %payment.id, error = &error as &dyn std::error::Error, "a kept answer cannot be sent");
                 desk.refuse(&spent(), Some(&charged(&receipt)))

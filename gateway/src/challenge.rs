@@ -22,7 +22,7 @@ use http::{
     },
 };
 
-use crate::{body::Body, proxy::Inbound, quotes::Sale, till::Till};
+use crate::{body::Body, counts::Outcome, proxy::Inbound, quotes::Sale, till::Till};
 
 /// Our name for a payment: to the upstream, so that it can tell a repeat, and to the payer.
 pub(crate) const PAYMENT_ID: HeaderName = HeaderName::from_static("farebox-payment-id");
@@ -55,6 +55,8 @@ pub(crate) struct Desk {
     tariff: Arc<Tariff>,
     /// One for the whole request, so that its bill and its checks agree.
     board: Arc<OfferBoard>,
+    /// The route's index.
+    route: usize,
     url: String,
     method: Method,
     /// Whether the request claims a transfer.
@@ -87,6 +89,7 @@ impl Desk {
             till: till.clone(),
             tariff: tariff.clone(),
             board: tariff.board.now(),
+            route: inbound.route,
             url: inbound.resource_url(),
             method: inbound.request.method().clone(),
             rail: if transfer { RailName::Transfer } else { RailName::X402 },
@@ -213,6 +216,7 @@ impl Desk {
         body: Vec<u8>,
         settlement: Option<&SettlementResponse>,
     ) -> Response<Body> {
+        self.till.counts.refused(self.route, refusal);
         let mut response = Response::new(Body::full(body));
         *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
@@ -234,6 +238,7 @@ impl Desk {
 
     /// A preflight costs nothing and never reaches the upstream; nor does any other OPTIONS.
     pub(crate) fn options(&self) -> Response<Body> {
+        self.till.counts.add(self.route, Outcome::Free);
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
@@ -251,6 +256,27 @@ impl Desk {
     /// An upstream's answer that was paid for.
     pub(crate) fn paid(
         &self,
+        response: Response<Body>,
+        payment: PaymentId,
+        settlement: &SettlementResponse,
+    ) -> Response<Body> {
+        self.till.counts.add(self.route, Outcome::Paid);
+        self.handed_over(response, payment, settlement)
+    }
+
+    /// A kept answer.
+    pub(crate) fn replayed(
+        &self,
+        response: Response<Body>,
+        payment: PaymentId,
+        settlement: &SettlementResponse,
+    ) -> Response<Body> {
+        self.till.counts.add(self.route, Outcome::Replayed);
+        self.handed_over(response, payment, settlement)
+    }
+
+    fn handed_over(
+        &self,
         mut response: Response<Body>,
         payment: PaymentId,
         settlement: &SettlementResponse,
@@ -264,6 +290,7 @@ impl Desk {
 
     /// An upstream's answer on a paid route that was not charged (status 400 or more).
     pub(crate) fn uncharged(&self, mut response: Response<Body>, told: &SettlementResponse) -> Response<Body> {
+        self.till.counts.add(self.route, Outcome::Uncharged);
         self.add_names(response.headers_mut(), Some(told));
         Self::guard(response)
     }

@@ -14,6 +14,7 @@ mod challenge;
 mod client;
 mod config;
 mod connection;
+mod counts;
 mod delivery;
 mod fare;
 mod forward;
@@ -39,6 +40,7 @@ pub use config::{
     GatewayConfig, Limits, ListenerConfig, ReplayLimits, TlsFiles, UpstreamConfig, UpstreamHost, UpstreamUrl,
     UpstreamUrlError,
 };
+pub use counts::{Outcome, Watch};
 pub use path::{AmbiguousPath, CanonicalPath};
 pub use pattern::{MatchError, Methods, PathPattern, parse_match};
 pub use reconciler::ReconcilerLimits;

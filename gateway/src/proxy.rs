@@ -14,6 +14,7 @@ use crate::{
     AmbiguousPath, Methods, Route, RouteTable, admission,
     body::Body,
     client::{BadTarget, ClientInfo, Peer},
+    counts::Outcome,
     server::Shared,
     upstream::UpstreamError,
     worker::Worker,
@@ -62,14 +63,23 @@ impl Inbound {
 pub(crate) async fn handle(worker: &Worker, peer: &Arc<Peer>, mut request: Request<Incoming>) -> Response<Body> {
     let (route, client) = match route(&worker.shared, peer, &mut request) {
         Ok(routed) => routed,
-        Err(refusal) => return refuse(&refusal),
+        Err(refusal) => {
+            worker.shared.till.counts.code(&refusal.code);
+            return refuse(&refusal);
+        }
     };
+    let counts = &worker.shared.till.counts;
     match &worker.shared.routes.routes()[route].access {
         Access::Free => match worker.upstreams.call(route, request, &client, &[]).await {
-            Ok(response) => response.map(Body::Upstream),
+            Ok(response) => {
+                counts.add(route, Outcome::Free);
+                response.map(Body::Upstream)
+            }
             Err(error) => {
                 log_failure(&worker.shared.routes.routes()[route], &error);
-                refuse(&error.into())
+                let refusal = error.into();
+                counts.refused(route, &refusal);
+                refuse(&refusal)
             }
         },
         Access::Paid(tariff) => {

@@ -38,6 +38,8 @@ pub(crate) struct Refused {
     pending: Mutex<Pending>,
     /// How many there was no room for, not told yet.
     dropped: AtomicU64,
+    /// The same since the start.
+    dropped_in_all: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +90,7 @@ impl Refused {
             return;
         }
         if pending.waiting.len() >= WAITING_MAX || pending.folded.len() >= TOLD_APART_MAX + REASONS_MAX {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.count_dropped(1);
             return;
         }
         pending.folded.insert(key, Folded { since: at, repeats: None });
@@ -136,6 +138,21 @@ impl Refused {
         due
     }
 
+    /// How many entries wait to be written.
+    pub(crate) fn waiting(&self) -> usize {
+        self.pending.lock().waiting.len()
+    }
+
+    /// How many there was no room for, since the start.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped_in_all.load(Ordering::Relaxed)
+    }
+
+    fn count_dropped(&self, count: u64) {
+        self.dropped.fetch_add(count, Ordering::Relaxed);
+        self.dropped_in_all.fetch_add(count, Ordering::Relaxed);
+    }
+
     fn put_back(&self, mut entries: Vec<AuditEntry>) {
         let mut pending = self.pending.lock();
         let later = std::mem::take(&mut pending.waiting);
@@ -143,7 +160,7 @@ impl Refused {
         let over = entries.len().saturating_sub(WAITING_MAX);
         entries.truncate(WAITING_MAX);
         pending.waiting = entries;
-        self.dropped.fetch_add(over as u64, Ordering::Relaxed);
+        self.count_dropped(over as u64);
     }
 }
 
@@ -232,6 +249,7 @@ mod tests {
         refused.write(&ledger, None).await;
         assert_eq!(lines(&ledger).len(), room);
         assert_eq!(refused.dropped.load(Ordering::Relaxed), 0, "told, and counted anew");
+        assert_eq!(refused.dropped(), 1_001 - room as u64, "and in all");
         assert!(refused.pending.lock().folded.is_empty());
     }
 }

@@ -25,6 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
+    counts::{Counts, Watch},
     lookups::LookupLimit,
     marked::MarkedPayers,
     places::Places,
@@ -159,7 +160,7 @@ impl Gateway {
     pub async fn bind(mut config: GatewayConfig, ports: Ports) -> Result<Self, BindError> {
         let routes = RouteTable::new(std::mem::take(&mut config.routes))?;
         check_transfers(&routes, &config, &ports)?;
-        let till = till(&config, ports);
+        let till = till(&config, ports, Counts::new(routes.routes().len()));
         till.marked.refresh(&*till.ledger).await?;
         let request_defaults = RequestBodyLimits {
             bytes_max: config.limits.request_body_bytes_max,
@@ -184,6 +185,12 @@ impl Gateway {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// What to watch it by while it serves.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch(self.shared.clone())
     }
 
     /// Serves until `shutdown`, then stops accepting, lets what is in flight finish within `drain_timeout`, and returns.
@@ -350,7 +357,7 @@ fn check_transfers(routes: &RouteTable, config: &GatewayConfig, ports: &Ports) -
     Err(BindError::Transfers { route: route.id.clone(), missing })
 }
 
-fn till(config: &GatewayConfig, ports: Ports) -> Till {
+fn till(config: &GatewayConfig, ports: Ports, counts: Counts) -> Till {
     let quotes = ports.quoter.zip(config.transfer).map(|(quoter, times)| Quotes { quoter, times });
     Till {
         rails: ports.rails,
@@ -365,6 +372,7 @@ fn till(config: &GatewayConfig, ports: Ports) -> Till {
         marked: MarkedPayers::default(),
         quotes,
         refused: Arc::default(),
+        counts,
         stopping: CancellationToken::new(),
     }
 }

@@ -8,7 +8,9 @@ use farebox_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes, refused::Refused};
+use crate::{
+    counts::Counts, lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes, refused::Refused,
+};
 
 /// Bounds of a paid request's way.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +65,8 @@ pub(crate) struct Till {
     pub(crate) quotes: Option<Quotes>,
     /// Refusals on their way into the audit log.
     pub(crate) refused: Arc<Refused>,
+    /// What became of requests.
+    pub(crate) counts: Counts,
     /// Cancelled when the gateway begins to stop: what is only tidied up is left to the next start.
     pub(crate) stopping: CancellationToken,
 }
