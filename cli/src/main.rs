@@ -3,9 +3,11 @@
 //! Exit codes: 0 done; 1 it could not be done, or the answer is no (`check` found a fault, `price` no route); 2 the command
 //! line is wrong. `farebox pay` has more, see its help.
 
+mod admin;
 mod cmd;
 mod config;
 mod logging;
+mod metrics;
 mod system;
 mod wiring;
 

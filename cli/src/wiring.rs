@@ -8,13 +8,15 @@ use farebox_core::{
     ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail},
 };
 use farebox_evm::{ChainConfig, EvmChains, Rates, TransferParts};
-use farebox_gateway::{Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles};
+use farebox_gateway::{BindError, Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles, Watch};
 use farebox_ledger::{AssetName, SqliteLedger, SqliteOptions};
 use farebox_wire::transfer::{Quoter, TransferTimes};
 use tracing::warn;
 
 use crate::{
+    admin::Admin,
     config::{Config, PaidRoute, Route, read::Notes},
+    metrics::Metrics,
     system::{self, OsEntropy, SystemClock},
 };
 
@@ -37,7 +39,11 @@ pub(crate) struct Shop {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) ledger: Arc<SqliteLedger>,
+    /// The same, as the gateway sees it.
+    pub(crate) books: Arc<dyn Ledger>,
     pub(crate) rails: Vec<Arc<dyn Rail>>,
+    /// `None`: there are none.
+    pub(crate) chains: Option<EvmChains>,
     /// `None`: transfers are not taken.
     pub(crate) quoter: Option<Arc<Quoter>>,
 }
@@ -68,17 +74,17 @@ pub(crate) async fn open(config: &Config, ledger: &Path, chains: Vec<ChainConfig
         Some(times) => Some(Arc::new(quoter(&ledger, &*entropy, times, clock.now()).await?)),
         None => None,
     };
-    let rails = if chains.is_empty() {
-        Vec::new()
+    let (rails, chains) = if chains.is_empty() {
+        (Vec::new(), None)
     } else {
         let rates = Rates::start(config.rates.clone(), clock.clone())?;
         let chains = EvmChains::connect(chains, ledger.clone(), clock.clone(), rates).await?;
         let names = chains.assets().into_iter();
         let names = names.map(|(asset, symbol, decimals)| AssetName { asset, symbol, decimals }).collect();
         ledger.name_assets(names).await.context("the ledger could not be told the tokens' names")?;
-        rails(config, &chains, &ledger, quoter.as_ref())
+        (rails(config, &chains, &ledger, quoter.as_ref()), Some(chains))
     };
-    Ok(Shop { instance, clock, entropy, ledger, rails, quoter })
+    Ok(Shop { instance, clock, entropy, books: ledger.clone(), ledger, rails, chains, quoter })
 }
 
 /// In the order in which they are offered.
@@ -143,7 +149,33 @@ pub(crate) struct QuoteKeys {
     entropy: Arc<dyn Entropy>,
 }
 
+/// What is counted of a shop whose gateway does not listen yet.
+pub(crate) struct Watched {
+    metrics: Metrics,
+    ledger: Arc<SqliteLedger>,
+    chains: Option<EvmChains>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Watched {
+    /// What the admin listener tells of.
+    pub(crate) fn by(self, watch: Watch) -> Admin {
+        let Self { metrics, ledger, chains, clock } = self;
+        Admin { metrics: metrics.watching(watch, chains.clone(), clock.clone()), ledger, chains, clock }
+    }
+}
+
 impl Shop {
+    /// Has every call of the gateway to rails and books counted, if the config asks for metrics. For [`Watched::by`].
+    pub(crate) fn metered(&mut self, config: &Config) -> Option<Watched> {
+        config.admin?;
+        let metrics = Metrics::new(self.chains.as_ref());
+        self.rails = self.rails.drain(..).map(|rail| metrics.rail(rail)).collect();
+        self.books = metrics.ledger(self.books.clone());
+        let (ledger, chains, clock) = (self.ledger.clone(), self.chains.clone(), self.clock.clone());
+        Some(Watched { metrics, ledger, chains, clock })
+    }
+
     /// For [`keep_quote_keys_young`], if transfers are taken.
     pub(crate) fn quote_keys(&self, config: &Config) -> Option<QuoteKeys> {
         Some(QuoteKeys {
@@ -177,8 +209,16 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         transfer: config.transfer,
         reprice_every: config.reprice_every,
     };
-    let Shop { instance, clock, entropy, ledger, rails, quoter } = shop;
-    let gateway = Gateway::bind(gateway, Ports { rails, ledger, clock, entropy, instance, quoter }).await?;
+    let Shop { instance, clock, entropy, ledger: _, books: ledger, rails, chains: _, quoter } = shop;
+    let gateway = Gateway::bind(gateway, Ports { rails, ledger, clock, entropy, instance, quoter }).await;
+    let gateway = gateway.map_err(|error| match &error {
+        BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            let hint =
+                "somebody listens there already: another farebox, or another program; stop it, or change `listen`";
+            anyhow::Error::from(error).context(hint)
+        }
+        _ => error.into(),
+    })?;
     Ok((gateway, accesses))
 }
 

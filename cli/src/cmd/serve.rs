@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::Globals;
 use crate::{
+    admin,
     config::{self, Config},
     logging, system,
     wiring::{self, Listening},
@@ -42,13 +43,19 @@ async fn serve(config: &Config, chains: Vec<ChainConfig>) -> anyhow::Result<()> 
     // Before anything else: a signal during the start must not leave a half-started gateway.
     let mut stop = Stop::new()?;
     let start = async {
-        let shop = wiring::open(config, &config.ledger, chains).await?;
+        let mut shop = wiring::open(config, &config.ledger, chains).await?;
         tell_chains(config);
         if let Some(keys) = shop.quote_keys(config) {
             tokio::spawn(wiring::keep_quote_keys_young(keys));
         }
         let listening = Listening { addresses: config.listen.clone(), tls: config.tls.clone() };
-        wiring::bind(config, shop, listening).await
+        let watched = shop.metered(config);
+        let (gateway, accesses) = wiring::bind(config, shop, listening).await?;
+        if let (Some(address), Some(watched)) = (config.admin, watched) {
+            let address = admin::start(address, watched.by(gateway.watch())).await?;
+            info!(%address, "metrics and health");
+        }
+        anyhow::Ok((gateway, accesses))
     };
     let (gateway, accesses) = tokio::select! {
         started = Box::pin(start) => started?,

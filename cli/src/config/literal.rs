@@ -50,6 +50,8 @@ keys! {
         "reconciler" reconciler: ReconcilerLiteral, Default("{}");
         /// What is logged, to standard error.
         "log" log: LogLiteral, Default("{}");
+        /// Metrics and health for operators, on a listener of their own.
+        "admin" admin: AdminLiteral, Means("there is none");
         /// Where the audit log is also written, as JSON lines.
         "audit_file" audit_file: FilePath, Means("it is in the ledger alone: `farebox audit export`");
         /// Transfers claimed by their hash.
@@ -72,6 +74,14 @@ keys! {
         "cert" cert: FilePath, Refused;
         /// Its private key, PEM: PKCS#8, PKCS#1 or SEC1.
         "key" key: FilePath, Refused;
+    }
+}
+
+keys! {
+    /// Answers `GET /metrics` (Prometheus), `/healthz` (the process is up) and `/readyz` (the books answer and every chain's head is fresh; else 503 and the reasons). It asks for no password: keep it on loopback or a private network.
+    AdminLiteral = "[admin]" {
+        /// Where it listens, plain HTTP.
+        "listen" listen: SocketAddr, Default("\"127.0.0.1:8403\"");
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::{
     literal::{
-        AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral, ReplayLiteral,
-        RouteLiteral, ServerLiteral, TlsLiteral, UpstreamLiteral,
+        AdminLiteral, AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral,
+        ReplayLiteral, RouteLiteral, ServerLiteral, TlsLiteral, UpstreamLiteral,
     },
     money::{
         ChainlinkLiteral, HttpRateLiteral, NetworkFeeLiteral, PricingLiteral, QuorumLiteral, RateLiteral,
@@ -48,6 +48,7 @@ fn page() -> String {
     let mut page = INTRO.to_owned();
     section::<FileLiteral>(&mut page);
     section::<TlsLiteral>(&mut page);
+    section::<AdminLiteral>(&mut page);
     section::<ServerLiteral>(&mut page);
     section::<UpstreamLiteral>(&mut page);
     section::<ReplayLiteral>(&mut page);
@@ -100,6 +101,7 @@ fn every_default_can_be_read() {
         }
     }
     check::<FileLiteral>();
+    check::<AdminLiteral>();
     check::<ServerLiteral>();
     check::<UpstreamLiteral>();
     check::<ReplayLiteral>();

@@ -47,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) admission: AdmissionLimits,
     pub(crate) reconciler: ReconcilerLimits,
     pub(crate) log: Log,
+    /// Where metrics and health are told; `None`: nowhere.
+    pub(crate) admin: Option<SocketAddr>,
     /// Where the audit log is also written.
     pub(crate) audit_file: Option<PathBuf>,
     /// `None`: transfers are not taken.
@@ -208,6 +210,10 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
         admission: admission?,
         reconciler: resolve_reconciler(value(file.reconciler)?)?,
         log: resolve_log(value(file.log)?)?,
+        admin: match value(file.admin) {
+            None => None,
+            Some(admin) => Some(value(admin.listen)?),
+        },
         audit_file: value(file.audit_file).map(|path| dir.join(path.0)),
         transfer: transfer?,
         reprice_every: value(value(file.pricing)?.refresh)?.0,

@@ -1,0 +1,138 @@
+//! What Prometheus sees of a gateway: counted where rails and books are called, and read from the gateway and the chains when asked.
+
+mod books;
+mod rails;
+mod snapshot;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use farebox_core::{
+    Network, RailName,
+    ports::{Clock, Ledger, Rail},
+};
+use farebox_evm::EvmChains;
+use farebox_gateway::Watch;
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use self::{books::MeteredLedger, rails::MeteredRail, snapshot::Snapshot};
+
+/// The content type of [`Metrics::text`]. Source: OpenMetrics 1.0.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds; the books take a millisecond or so, a node tens of them, a settlement up to a block or two.
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+/// Names and their values; all of them known when the program was written, or at the start.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// The metrics of one gateway.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    verdicts: Family<Labels<2>, Counter>,
+    verify_time: Family<Labels<1>, Histogram>,
+    settlements: Family<Labels<2>, Counter>,
+    settle_time: Family<Labels<1>, Histogram>,
+    /// By network, in the config's order.
+    unverifiable: Arc<[(Network, AtomicU64)]>,
+    claims: Family<Labels<2>, Counter>,
+    transitions: Family<Labels<2>, Counter>,
+    ledger_time: Family<Labels<2>, Histogram>,
+    /// The coins of relayers, wei, when last asked.
+    balances: Arc<Mutex<Vec<(Network, u128)>>>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+/// For metrics of these chains.
+impl Metrics {
+    pub(crate) fn new(chains: Option<&EvmChains>) -> Self {
+        let networks = chains.iter().flat_map(|chains| chains.status()).map(|chain| (chain.network, AtomicU64::new(0)));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("farebox"),
+            verdicts: Family::default(),
+            verify_time: Family::new_with_constructor(seconds),
+            settlements: Family::default(),
+            settle_time: Family::new_with_constructor(seconds),
+            unverifiable: networks.collect(),
+            claims: Family::default(),
+            transitions: Family::default(),
+            ledger_time: Family::new_with_constructor(seconds),
+            balances: Arc::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("verifications", "Credentials looked at, by rail and verdict", metrics.verdicts.clone());
+        let (verify, settle) = (metrics.verify_time.clone(), metrics.settle_time.clone());
+        registry.register_with_unit("verification_time", "Looking at a credential on its chain", Unit::Seconds, verify);
+        registry.register("settlements", "Settlements and what became of them", metrics.settlements.clone());
+        registry.register_with_unit("settlement_time", "From a claimed payment to its outcome", Unit::Seconds, settle);
+        registry.register("claims", "Claims in the books, by rail and outcome", metrics.claims.clone());
+        registry.register(
+            "payment_events",
+            "What happened to payments, by rail; `reversed` is a reorganisation that took one back",
+            metrics.transitions.clone(),
+        );
+        let ledger = metrics.ledger_time.clone();
+        registry.register_with_unit("ledger_time", "Reads and writes of the books", Unit::Seconds, ledger);
+        metrics
+    }
+
+    /// Adds what is read from the gateway and the chains whenever somebody asks.
+    pub(crate) fn watching(mut self, watch: Watch, chains: Option<EvmChains>, clock: Arc<dyn Clock>) -> Self {
+        let (unverifiable, balances) = (self.unverifiable.clone(), self.balances.clone());
+        self.registry.register_collector(Box::new(Snapshot { watch, chains, clock, unverifiable, balances }));
+        self
+    }
+
+    /// Text for Prometheus.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// Where balances of relayers are put.
+    pub(crate) fn balances(&self) -> Arc<Mutex<Vec<(Network, u128)>>> {
+        self.balances.clone()
+    }
+
+    /// The same rail, with every call counted.
+    pub(crate) fn rail(&self, rail: Arc<dyn Rail>) -> Arc<dyn Rail> {
+        Arc::new(MeteredRail::new(rail, self))
+    }
+
+    /// The same books, with every call counted.
+    pub(crate) fn ledger(&self, ledger: Arc<dyn Ledger>) -> Arc<dyn Ledger> {
+        Arc::new(MeteredLedger::new(ledger, self))
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Found once, so that counting is one addition.
+fn found<const N: usize>(family: &Family<Labels<N>, Counter>, labels: Labels<N>) -> Counter {
+    family.get_or_create(&labels).clone()
+}
+
+fn timer<const N: usize>(family: &Family<Labels<N>, Histogram>, labels: Labels<N>) -> Histogram {
+    family.get_or_create(&labels).clone()
+}
+
+const fn rail_label(rail: RailName) -> (&'static str, &'static str) {
+    ("rail", rail.as_str())
+}
