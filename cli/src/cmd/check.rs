@@ -1,6 +1,10 @@
 //! `farebox check`: the config first, then the world it speaks of.
 
 mod finding;
+mod live;
+#[cfg(feature = "demo")]
+mod rehearse;
+mod trial;
 mod world;
 
 use std::process::ExitCode;
@@ -20,6 +24,16 @@ pub(crate) struct Args {
     /// Validate the config and its secrets, and ask nobody
     #[arg(long)]
     offline: bool,
+    /// Go through the checklist for going live as well: bills, clocks, gas, certificates, logs and metrics
+    #[arg(long, conflicts_with = "offline")]
+    live: bool,
+    /// And have this config's routes paid for, on an embedded chain and with a sample upstream in place of the real ones
+    #[cfg(feature = "demo")]
+    #[arg(long, requires = "live")]
+    rehearse: bool,
+    /// Where the running gateway is, if not where the config says that it listens
+    #[arg(long, requires = "live", value_name = "URL")]
+    url: Option<url::Url>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -57,8 +71,18 @@ fn look(args: &Args, globals: &Globals, findings: &mut Findings) -> anyhow::Resu
     let (routes, networks) = (count(config.routes.len(), "route"), count(config.chains.len(), "chain"));
     findings.pass("config", path.to_string(), format!("{routes} and {networks}; every secret is there"));
     world::worth(&config, findings);
-    if !args.offline {
-        runtime()?.block_on(Box::pin(world::ask(&config, chains, findings)));
+    if args.offline {
+        return Ok(Ok(()));
+    }
+    let runtime = runtime()?;
+    if !args.live {
+        runtime.block_on(Box::pin(world::ask(&config, chains, findings)));
+        return Ok(Ok(()));
+    }
+    runtime.block_on(Box::pin(live::look(&config, &chains, args.url.as_ref(), findings)));
+    #[cfg(feature = "demo")]
+    if args.rehearse {
+        runtime.block_on(Box::pin(rehearse::run(&config, &chains, findings)));
     }
     Ok(Ok(()))
 }

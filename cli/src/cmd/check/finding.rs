@@ -49,7 +49,13 @@ impl Findings {
     }
 
     /// One line: whatever an error's text or a stranger's answer brings along is made so.
-    fn add(&mut self, outcome: Outcome, code: &'static str, subject: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn add(
+        &mut self,
+        outcome: Outcome,
+        code: &'static str,
+        subject: impl Into<String>,
+        message: impl Into<String>,
+    ) {
         let message = message.into().lines().map(str::trim).collect::<Vec<_>>().join("; ");
         self.0.push(Finding { outcome, code, subject: subject.into(), message });
     }
@@ -64,6 +70,28 @@ impl Findings {
             };
             self.add(outcome, finding.code, report.network.to_string(), finding.message);
         }
+    }
+
+    /// The same, before real money: a recipient whose key is on this machine is a fault.
+    pub(crate) fn chain_for_money(&mut self, report: ChainReport) {
+        let strict = |mut finding: farebox_evm::Finding| {
+            if finding.code == "pay_to_is_relayer" {
+                finding.severity = Severity::Error;
+            }
+            finding
+        };
+        self.chain(ChainReport { findings: report.findings.into_iter().map(strict).collect(), ..report });
+    }
+
+    /// Passes if `good`, else fails.
+    pub(crate) fn expect(
+        &mut self,
+        good: bool,
+        code: &'static str,
+        subject: impl Into<String>,
+        found: impl Into<String>,
+    ) {
+        self.add(if good { Outcome::Pass } else { Outcome::Fail }, code, subject, found);
     }
 
     /// The mistakes of the config.

@@ -3,18 +3,17 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context as _;
-use farebox_core::ports::Clock as _;
+use farebox_core::{Timestamp, ports::Clock as _};
 use farebox_evm::{ChainConfig, is_test_network};
 use farebox_gateway::Methods;
 use farebox_ledger::{OpenError, SqliteLedger, SqliteOptions};
 use farebox_wire::x402::{BILL_BODY_BYTES_MAX, decode_payment_required};
 use http::Method;
 
-use super::finding::Findings;
+use super::{finding::Findings, trial::Trial};
 use crate::{
     config::{Config, Route},
     system::{self, OsEntropy, SystemClock},
-    wiring::{self, Listening},
 };
 
 /// How long an upstream or a gateway may take to answer.
@@ -48,14 +47,14 @@ pub(super) async fn ask(config: &Config, chains: Vec<ChainConfig>, findings: &mu
 
 /// Whether the other side's certificate is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Certificates {
+pub(super) enum Certificates {
     Checked,
     /// A gateway's own names its public host, and not the address it is asked at.
     Ignored,
 }
 
 /// Follows no redirect and uses no proxy: what is asked is what a caller or the gateway would ask.
-fn client(certificates: Certificates, ca: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+pub(super) fn client(certificates: Certificates, ca: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         .timeout(ANSWER_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
@@ -68,12 +67,12 @@ fn client(certificates: Certificates, ca: Option<&Path>) -> anyhow::Result<reqwe
     Ok(builder.build()?)
 }
 
-fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-fn ledger(config: &Config, findings: &mut Findings) {
+pub(super) fn ledger(config: &Config, findings: &mut Findings) {
     let path = config.ledger.as_path();
     let subject = format!("ledger {}", path.display());
     if !path.exists() {
@@ -104,7 +103,8 @@ fn new_ledger(path: &Path, subject: String, findings: &mut Findings) {
     }
 }
 
-async fn upstreams(config: &Config, findings: &mut Findings) {
+pub(super) async fn upstreams(config: &Config, findings: &mut Findings) -> Vec<Dated> {
+    let mut dates = Vec::new();
     let mut asked = BTreeSet::new();
     for route in &config.routes {
         let origin = route.upstream.origin.to_string();
@@ -113,82 +113,72 @@ async fn upstreams(config: &Config, findings: &mut Findings) {
         }
         let subject = format!("upstream {origin}");
         match ask_upstream(route, &origin).await {
-            Ok(status) => findings.pass("upstream", subject, format!("answers ({status})")),
+            Ok(answer) => {
+                findings.pass("upstream", subject.clone(), format!("answers ({})", answer.status().as_u16()));
+                dates.extend(date(&answer).map(|theirs| (subject, theirs, SystemClock.now())));
+            }
             Err(error) => findings.fail("upstream", subject, format!("does not answer: {error:#}")),
         }
     }
+    dates
+}
+
+/// Who told the time, what they said, and what our clock said then.
+pub(super) type Dated = (String, Timestamp, Timestamp);
+
+/// What an answer says the time is, in whole seconds. RFC 9110 §6.6.1.
+fn date(answer: &reqwest::Response) -> Option<Timestamp> {
+    let date = httpdate::parse_http_date(answer.headers().get(http::header::DATE)?.to_str().ok()?).ok()?;
+    Some(Timestamp::from_unix_s(date.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs()))
 }
 
 /// OPTIONS asks for nothing to be done, and any answer shows that somebody answers.
-async fn ask_upstream(route: &Route, origin: &str) -> anyhow::Result<u16> {
+async fn ask_upstream(route: &Route, origin: &str) -> anyhow::Result<reqwest::Response> {
     let client = client(Certificates::Checked, route.upstream.ca.as_deref())?;
-    Ok(client.request(Method::OPTIONS, origin).send().await?.status().as_u16())
+    Ok(client.request(Method::OPTIONS, origin).send().await?)
 }
 
 /// An unpaid call to the first paid route: at the gateway that runs, or at one that is started for it.
 async fn bill(config: &Config, chains: Option<Vec<ChainConfig>>, findings: &mut Findings) {
     let Some((route, target)) = config.routes.iter().find_map(|route| Some((route, sample(route)?))) else { return };
     let subject = format!("unpaid {} {target}", target_method(route));
-    for address in &config.listen {
-        let address = reachable(*address);
-        if tokio::net::TcpStream::connect(address).await.is_ok() {
-            let scheme = if config.tls.is_some() { "https" } else { "http" };
-            return ask_bill(route, format!("{scheme}://{address}{target}"), subject, findings).await;
-        }
+    if let Some(base) = running(config).await {
+        return ask_bill(route, format!("{base}{target}"), subject, findings).await;
     }
     let Some(chains) = chains else {
         return findings.warn("bill", subject, "not asked, for without its chains the gateway does not start");
     };
-    match Box::pin(trial(config, chains, route, &target, &subject, findings)).await {
-        Ok(()) => {}
+    match Box::pin(Trial::start(config, chains)).await {
+        Ok(trial) => {
+            trial.oversized_headers(config, findings);
+            ask_bill(route, format!("{}{target}", trial.base), subject.clone(), findings).await;
+            if let Err(error) = trial.stop().await {
+                findings.fail("gateway_start", subject, format!("the gateway ended: {error:#}"));
+            }
+        }
         Err(error) => findings.fail("gateway_start", subject, format!("the gateway does not start: {error:#}")),
     }
 }
 
+/// Where somebody answers at an address that the config listens on.
+pub(super) async fn running(config: &Config) -> Option<String> {
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    for address in &config.listen {
+        let address = reachable(*address);
+        if tokio::net::TcpStream::connect(address).await.is_ok() {
+            return Some(format!("{scheme}://{address}"));
+        }
+    }
+    None
+}
+
 /// An address to connect to: whoever listens on all addresses is also at loopback.
-fn reachable(address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
     let loopback: std::net::IpAddr = match address {
         SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
     };
     if address.ip().is_unspecified() { SocketAddr::new(loopback, address.port()) } else { address }
-}
-
-/// Starts the gateway on a free port of loopback, with books of its own: it must find no payment to go on with.
-async fn trial(
-    config: &Config,
-    chains: Vec<ChainConfig>,
-    route: &Route,
-    target: &str,
-    subject: &str,
-    findings: &mut Findings,
-) -> anyhow::Result<()> {
-    let books = tempfile::tempdir()?;
-    let shop = wiring::open(config, &books.path().join("check.db"), chains).await?;
-    let listening = Listening { addresses: vec![SocketAddr::from(([127, 0, 0, 1], 0))], tls: None };
-    let (gateway, accesses) = wiring::bind(config, shop, listening).await?;
-    let Some(address) = gateway.addresses().first().copied() else { anyhow::bail!("it listens nowhere") };
-    for (route, access) in config.routes.iter().zip(&accesses) {
-        if let farebox_core::Access::Paid(tariff) = access
-            && let Some(bytes) = wiring::oversized_headers(config, route, tariff)
-        {
-            let message = format!(
-                "the 402's headers take about {bytes} bytes; many proxies pass on 8 KiB: offer fewer tokens or a shorter description"
-            );
-            findings.warn("header_size", format!("route {}", route.id), message);
-        }
-    }
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = gateway.serve(async move {
-        // Dropped or sent: both mean stop.
-        let _ = stopped.await;
-    });
-    let asking = async {
-        ask_bill(route, format!("http://{address}{target}"), subject.to_owned(), findings).await;
-        drop(stop);
-    };
-    let (served, ()) = tokio::join!(Box::pin(serving), asking);
-    Ok(served?)
 }
 
 async fn ask_bill(route: &Route, url: String, subject: String, findings: &mut Findings) {
@@ -217,7 +207,7 @@ async fn bill_of(method: Method, url: &str) -> anyhow::Result<usize> {
 }
 
 /// A path that the route matches, if the route is paid.
-fn sample(route: &Route) -> Option<String> {
+pub(super) fn sample(route: &Route) -> Option<String> {
     route.paid.as_ref()?;
     let segment = |segment: &str| match segment {
         "*" => "check".to_owned(),
@@ -227,7 +217,7 @@ fn sample(route: &Route) -> Option<String> {
     Some(route.matches.pattern.as_str().split('/').map(segment).collect::<Vec<_>>().join("/"))
 }
 
-fn target_method(route: &Route) -> Method {
+pub(super) fn target_method(route: &Route) -> Method {
     match &route.matches.methods {
         Methods::Only(methods) => methods.first().cloned().unwrap_or(Method::GET),
         Methods::Any => Method::GET,
