@@ -57,6 +57,28 @@ mistakes! {
     an_unknown_key_without_neighbour_is_told_with_all_that_are_known: told_of("price", "zzz");
     an_unknown_table_is_told_like_an_unknown_key: told(&format!("[serve]\nworkers = 2\n{CHAIN}{ROUTE}"));
     a_dash_in_a_key_is_taken_for_an_underscore: told_of("pay_to", "pay-to");
+    transfers_without_a_public_url_are_refused: told(&format!("[transfer]\n{CHAIN}{ROUTE}"));
+    a_claim_that_ends_before_the_payment_is_refused:
+        told(&format!("public_url = \"https://a.example\"\ntransfer = {{ pay_within = \"1h\", claim_within = \"10m\" }}\n{CHAIN}{ROUTE}"));
+    a_chain_that_no_rail_can_use_is_refused: told_of("relayer = { key = \"${FAREBOX_RELAYER_KEY}\" }\n", "");
+    a_rail_without_its_parts_is_refused: told_of("price = ", "rails = [\"transfer\"]\nprice = ");
+    a_quorum_of_more_than_there_are_is_refused:
+        told_of("assets", "quorum = { agree = 2, above = \"$1\" }\nassets");
+    tiers_that_do_not_rise_are_refused:
+        told_of("assets", "confirmations = [{ up_to = \"$5\", blocks = 2 }, { up_to = \"$1\", blocks = 1 }, { blocks = 6 }]\nassets");
+    tiers_without_a_last_one_are_refused: told_of("assets", "confirmations = [{ up_to = \"$5\", blocks = 2 }]\nassets");
+    a_word_that_is_no_finality_is_told: told_of("assets", "confirmations = \"soon\"\nassets");
+    a_key_for_a_node_is_refused:
+        told_of("[\"http://127.0.0.1:8545\"]", "[{ url = \"http://127.0.0.1:8545\", key = \"${KEY}\" }]");
+    a_rate_with_two_sources_is_refused: told(&format!(
+        "{CHAIN}{ROUTE}[[rate]]\nsymbol = \"ETH\"\nfixed = \"3000\"\nhttp = {{ url = \"https://a.example\", pointer = \"/x\" }}\n"
+    ));
+    a_rate_between_nothing_is_refused:
+        told(&format!("{CHAIN}{ROUTE}[[rate]]\nsymbol = \"ETH\"\nfixed = \"3000\"\nmin = \"5\"\nmax = \"4\"\n"));
+    a_rate_of_a_chain_that_is_not_there_is_refused: told(&format!(
+        "{CHAIN}{ROUTE}[[rate]]\nsymbol = \"ETH\"\nchainlink = {{ network = \"eip155:1\", address = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\" }}\n"
+    ));
+    a_fee_that_does_not_say_whether_it_is_included_is_refused: told_of("price = ", "network_fee = { buffer = \"5%\" }\nprice = ");
     broken_toml_is_told_where_it_breaks: told_of("[[route]]", "[[route]");
     broken_toml_hides_the_secret_on_its_line: told_of("\"${FAREBOX_RELAYER_KEY}\" }", "\"0xhunter2");
     a_key_that_stands_twice_is_told: told_of("price = \"$0.01\"", "price = \"$0.01\"\nprice = \"$1\"");
@@ -132,6 +154,24 @@ fn ten_lines_are_enough() {
 }
 
 /// The gateway and the rail say their defaults in their own types; the reference page says those of the config.
+#[test]
+fn tiers_sources_and_the_native_coin_are_resolved() {
+    let text = format!("public_url = \"https://a.example\"\n[transfer]\n{CHAIN}{ROUTE}[[rate]]\nsymbol = \"ETH\"\nfixed = \"3000\"\n")
+        .replace("[\"http://127.0.0.1:8545\"]", "[\"http://127.0.0.1:8545\", { url = \"https://e.example\", kind = \"explorer\", key = \"${K}\" }]")
+        .replace("[\"USDC\"]", "[\"USDC\", \"native\"]\nconfirmations = [{ up_to = \"$1\", blocks = 1 }, { blocks = \"finalized\" }]\nquorum = { above = \"$9\" }");
+    let config = parse(Path::new("farebox.toml"), &text).unwrap();
+    let env = |name: &str| Some(if name == "K" { "explorer-key".to_owned() } else { "11".repeat(32) });
+    let chain = config.chains_with_secrets(&env).unwrap().remove(0);
+    assert_eq!(chain.finality(Some("1".parse().unwrap())), farebox_core::Finality::Blocks(1));
+    assert_eq!(chain.finality(Some("1.01".parse().unwrap())), farebox_core::Finality::Finalized);
+    assert_eq!(chain.finality(None), farebox_core::Finality::Finalized);
+    assert_eq!(chain.native.unwrap().symbol, "ETH");
+    assert_eq!((chain.rpc[1].kind, chain.quorum.unwrap().agree), (farebox_evm::SourceKind::Explorer, 2));
+    assert!(!format!("{:?}", chain.rpc).contains("explorer-key"));
+    let rails = &config.routes[0].paid.as_ref().unwrap().rails;
+    assert_eq!(rails[..], [farebox_core::RailName::X402, farebox_core::RailName::Transfer]);
+}
+
 #[test]
 fn defaults_are_those_of_the_parts() {
     let config = parse(Path::new("farebox.toml"), &format!("{CHAIN}{ROUTE}")).unwrap();
