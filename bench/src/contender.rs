@@ -76,8 +76,7 @@ pub(crate) async fn farebox(anvil: &Anvil, upstream: &str) -> Result<Farebox> {
          [[route]]\nmatch = \"GET /free\"\nupstream = \"{upstream}\"\nfree = true\n\n\
          [[route]]\nmatch = \"GET /paid\"\nupstream = \"{upstream}\"\nprice = \"$0.01\"\n",
         farebox_e2e::NETWORK,
-        // One connection keeps the order of nonces: anvil leaves a transaction that overtook another queued for good.
-        anvil.url().replace("http:", "ws:"),
+        anvil.url(),
         pay_to()?,
     );
     Farebox::start(Setup::new(&config)?.env("RELAYER_KEY", &relayer.key())).await

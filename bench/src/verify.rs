@@ -1,15 +1,15 @@
 //! CPU of judging one payment without RPC: header to checked credential, on one core.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use farebox_core::{
-    InstanceId, Timestamp,
-    ports::{Clock, Rail as _},
+    FeeTerms, Finality, InstanceId, RouteId, Timestamp,
+    ports::{Clock, Presented, Rail as _},
 };
 use farebox_e2e::{Account, Authorization, NETWORK, Usdc, now_s};
-use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmKey, EvmRail, Pegged, RpcUrl};
-use farebox_testkit::{ManualClock, MemoryLedger};
+use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmChains, EvmKey, FinalityTier, Pegged, Rates, RpcUrl};
+use farebox_testkit::{ManualClock, MemoryLedger, TestLookups};
 use http::{HeaderMap, HeaderValue};
 
 use crate::{contender::node, contender::pay_to, host, report::Report};
@@ -38,8 +38,9 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         relayer: Some(EvmKey::from_hex(&Account::named("relayer")?.key())?),
         limits: ChainLimits { max_timeout_s: 600, ..ChainLimits::default() },
     };
-    let rail = EvmRail::connect(vec![config], store, clock.clone()).await?;
-    let offers = rail.offers(&"$0.01".parse()?)?;
+    let chains = EvmChains::connect(vec![config], store, clock.clone(), Rates::none(clock.clone())).await?;
+    let rail = chains.x402().context("there is no x402 rail")?;
+    let offers = rail.offers(&"$0.01".parse()?, FeeTerms::default())?;
     let offer = offers.first().context("the rail makes no offer")?;
 
     let payer = Account::named("payer")?;
@@ -53,13 +54,22 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
             HeaderValue::try_from(header)?,
         )]));
     }
+    let (route, lookups) = (RouteId::new("paid"), TestLookups::Enough);
     let pid = std::process::id();
     let before = host::cpu_s(pid)?;
     let mut rounds = 0;
     while host::cpu_s(pid)? - before < 2.0 {
         for headers in &requests {
             let credential = farebox_wire::credentials(headers)?.context("no credential")?;
-            rail.check(&credential, &offers, clock.now())?;
+            rail.check(&Presented {
+                credential: &credential,
+                route: &route,
+                method: "GET",
+                url: "",
+                offers: &offers,
+                now: clock.now(),
+                lookups: &lookups,
+            })?;
         }
         rounds += 1;
     }
