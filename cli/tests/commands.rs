@@ -200,3 +200,13 @@ fn an_exported_audit_log_is_checked_without_config_or_ledger() {
     assert!(code == 2 && err.contains("expected 64 hex digits"), "{code} {err}");
     assert_eq!(run(dir.path(), &["audit", "verify"], &[]).0, 1, "without a file it takes a config");
 }
+
+#[cfg(feature = "demo")]
+#[test]
+fn the_demo_pays_by_both_rails_and_its_books_agree_with_the_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, err) = run(dir.path(), &["demo"], &[]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("3            settled") && out.contains("the seller holds 0.03 USDC"), "{out}");
+    assert!(out.contains("  transfer  0x") && out.contains("  x402      0x"), "{out}");
+}

@@ -13,15 +13,16 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use axum::{Json, Router, extract::Query, routing::get};
-use farebox_agent::{Agent, Charge, Journal};
+use farebox_agent::{Agent, Charge, Journal, PaymentMade, Policy};
 use farebox_core::{
-    Decimal, EvmAddress,
+    Decimal, EvmAddress, Network, RailName,
     ports::{Clock as _, Entropy as _, Wallet as _},
 };
 use farebox_devchain::{Address, DevChain, DevChainConfig, TokenConfig, U256};
-use farebox_evm::{EvmKey, LocalWallet, checksum};
-use farebox_wire::x402::{
-    PAYMENT_REQUIRED, PAYMENT_RESPONSE, decode_payment_required, decode_settlement, encode_credential,
+use farebox_evm::{EvmKey, LocalWallet, RpcUrl, checksum};
+use farebox_wire::{
+    transfer::decode_bill,
+    x402::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, decode_payment_required, decode_settlement, encode_credential},
 };
 use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
@@ -79,6 +80,7 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
     let paid = unpaid_and_paid(&town).await?;
     replays(&town, &paid).await?;
     agent_pays(&town).await?;
+    transfer_pays(&town).await?;
     books(&town)?;
     if args.keep {
         keep(&town).await?;
@@ -162,26 +164,36 @@ async fn replays(town: &Town, paid: &Paid) -> anyhow::Result<()> {
 async fn agent_pays(town: &Town) -> anyhow::Result<()> {
     say("\n5. An agent does all of that by itself\n")?;
     let url = format!("{}/v1/quote?symbol=ETH", town.gateway);
-    let agent = Agent::builder()
-        .wallet(town.wallet.clone())
-        .journal(Journal::open(&town.dir.path().join("journal"), SystemClock.now())?)
-        .clock(Arc::new(SystemClock))
-        .entropy(Arc::new(OsEntropy))
-        .build()?;
-    let fetched = agent.fetch(reqwest::Request::new(reqwest::Method::GET, url.parse()?)).await?;
-    let (status, payment) = (fetched.response.status(), fetched.payment);
-    let body = fetched.response.text().await?;
-    let payment = payment.context("the agent was not asked to pay")?;
-    ensure!(matches!(payment.charge, Charge::Charged { .. }), "the agent has no receipt");
+    let (payment, answer) = town.fetch(&url, RailName::X402).await?;
     say(&format!(
-        "   farebox pay {url}\n   {status}: {body}\n   paid {} USDC to {}\n",
+        "   farebox pay {url}\n   {answer}\n   paid {} USDC to {}\n",
         payment.asset.tokens(payment.offer.amount.units),
         short(&payment.offer.pay_to)
     ))
 }
 
+async fn transfer_pays(town: &Town) -> anyhow::Result<()> {
+    say("\n6. The other way to pay: an ordinary transfer, from any wallet, claimed by its hash\n")?;
+    let url = format!("{}/v1/quote?symbol=SOL", town.gateway);
+    let body = town.client.get(&url).send().await?.bytes().await?;
+    let bill = decode_bill(&body)?.context("the 402 has no bill by transfer")?.bill;
+    let option = bill.options.first().context("the bill has no option")?;
+    say(&format!(
+        "   the bill  `transfer` in the 402: {} units of {} to {}, and a quote that goes back with the claim\n",
+        option.amount.units,
+        option.symbol,
+        short(&checksum(option.pay_to)),
+    ))?;
+    let (payment, answer) = town.fetch(&url, RailName::Transfer).await?;
+    let made = payment.transfer.context("the agent did not pay by transfer")?;
+    say(&format!(
+        "   sent      transaction {}\n   claimed   the same request with X-Payment-Hash, and X-Payment-Code signed by the payer\n   {answer}\n",
+        made.transaction
+    ))
+}
+
 fn books(town: &Town) -> anyhow::Result<()> {
-    say("\n6. The books (farebox payments)\n\n")?;
+    say("\n7. The books (farebox payments)\n\n")?;
     payments::run(payments::PaymentsArgs::default(), &town.ledger(), SystemClock.now())?;
     say(&format!("\n   and the chain agrees: the seller holds {} USDC\n", town.balance(town.seller)?))
 }
@@ -191,12 +203,15 @@ async fn keep(town: &Town) -> anyhow::Result<()> {
     let farebox = std::env::current_exe().map_or_else(|_| "farebox".to_owned(), |path| path.display().to_string());
     say(&format!(
         "\nKept running until Ctrl-C. Try:\n\n  curl -i '{0}/v1/quote?symbol=SOL'\n  curl -i '{0}/health'\n  \
-         FAREBOX_WALLET_KEY={1} {3} pay '{0}/v1/quote?symbol=SOL'\n  {3} --config {2} payments\n  {3} --config {2} price GET /v1/quote\n\n\
+         curl -s '{0}/v1/quote?symbol=SOL' | python3 -c 'import json, sys; print(json.dumps(json.load(sys.stdin)[\"transfer\"], indent=2))'\n  \
+         FAREBOX_WALLET_KEY={1} {3} pay '{0}/v1/quote?symbol=SOL'\n  \
+         FAREBOX_WALLET_KEY={1} {3} pay --rail transfer --rpc eip155:{CHAIN_ID}={4} '{0}/v1/quote?symbol=DOT'\n  {3} --config {2} payments\n  {3} --config {2} price GET /v1/quote\n\n\
          The key is the demo agent's own, made a moment ago; its money exists on the embedded chain only.\n",
         town.gateway,
         town.agent_key,
         config.display(),
-        farebox
+        farebox,
+        town.chain.url(),
     ))?;
     serve::Stop::new()?.asked().await;
     Ok(())
@@ -230,7 +245,9 @@ impl Town {
         let (relayer_key, relayer) = key()?;
         let seller = key()?.1.address();
         let mut chain = DevChainConfig::new(CHAIN_ID, Arc::new(|| SystemClock.now().unix_s()));
-        chain.accounts = vec![(Address::from(relayer.address().0), U256::from(farebox_evm::ETHER))];
+        // The relayer pays the gas of settlements, the agent that of its transfers.
+        let holders = [relayer.address(), agent.address()];
+        chain.accounts = holders.map(|holder| (Address::from(holder.0), U256::from(farebox_evm::ETHER))).to_vec();
         let chain = DevChain::start(chain).await?;
         let token = TokenConfig {
             address: Some(Address::from(USDC)),
@@ -244,9 +261,12 @@ impl Town {
 
         let (api, api_calls) = api().await?;
         let dir = tempfile::tempdir().context("a folder for the demo cannot be made")?;
-        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let config = dir.path().join("farebox.toml");
         std::fs::write(&config, config_text(listen, &chain.url(), &api, seller))?;
+        let wallet = LocalWallet::new(agent, Arc::new(OsEntropy));
+        let network = Network::evm(CHAIN_ID);
+        let wallet = wallet.with_rpc(network, &[RpcUrl::parse(&chain.url())?]).map_err(anyhow::Error::from_boxed)?;
         let (stop, stopped) = oneshot::channel();
         let (gateway, served) = serve_config(&config, &relayer_key, stopped).await?;
         Ok(Self {
@@ -257,11 +277,29 @@ impl Town {
             gateway,
             stop,
             served,
-            wallet: Arc::new(LocalWallet::new(agent, Arc::new(OsEntropy))),
+            wallet: Arc::new(wallet),
             agent_key,
             seller,
             client: reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build()?,
         })
+    }
+
+    /// An agent that pays this way alone: what it paid, and the answer it got.
+    async fn fetch(&self, url: &str, rail: RailName) -> anyhow::Result<(PaymentMade, String)> {
+        let journal = self.dir.path().join(format!("journal-{rail}"));
+        let agent = Agent::builder()
+            .wallet(self.wallet.clone())
+            .journal(Journal::open(&journal, SystemClock.now())?)
+            .clock(Arc::new(SystemClock))
+            .entropy(Arc::new(OsEntropy))
+            .policy(Policy { rails: vec![rail], ..Policy::default() })
+            .build()?;
+        let fetched = agent.fetch(reqwest::Request::new(reqwest::Method::GET, url.parse()?)).await?;
+        let (status, payment) = (fetched.response.status(), fetched.payment);
+        let body = fetched.response.text().await?;
+        let payment = payment.context("the agent was not asked to pay")?;
+        ensure!(matches!(payment.charge, Charge::Charged { .. }), "the agent has no receipt");
+        Ok((payment, format!("{status}: {body}")))
     }
 
     async fn send(&self, url: &str, credential: &(HeaderName, HeaderValue)) -> anyhow::Result<Answer> {
@@ -313,7 +351,7 @@ async fn serve_config(
 
 fn config_text(listen: SocketAddr, rpc: &str, api: &str, seller: EvmAddress) -> String {
     format!(
-        "listen = \"{listen}\"\n\n[server]\nworkers = 1\n\n[[chain]]\nnetwork = \"eip155:{CHAIN_ID}\"\nrpc = [\"{rpc}\"]\nassets = [\"USDC\"]\npay_to = \"{}\"\n\
+        "listen = \"{listen}\"\npublic_url = \"http://{listen}\"\n\n[transfer]\n\n[server]\nworkers = 1\n\n[[chain]]\nnetwork = \"eip155:{CHAIN_ID}\"\nrpc = [\"{rpc}\"]\nassets = [\"USDC\"]\npay_to = \"{}\"\n\
          relayer = {{ key = \"${{RELAYER_KEY}}\" }}\n\n[[route]]\nmatch = \"GET /v1/*\"\nupstream = \"{api}\"\nprice = \"$0.01\"\ndescription = \"A price quote\"\n\n\
          [[route]]\nmatch = \"GET /health\"\nupstream = \"{api}\"\nfree = true\n",
         checksum(seller)
@@ -337,9 +375,11 @@ async fn api() -> anyhow::Result<(String, Arc<AtomicU64>)> {
     Ok((format!("http://{address}"), calls))
 }
 
-/// Farebox's own port if nobody has it, else any.
-fn free_port() -> u16 {
-    if std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).is_ok() { PORT } else { 0 }
+/// Farebox's own port if nobody has it, else any: bills name it before the gateway listens.
+fn free_port() -> anyhow::Result<u16> {
+    let on = |port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let listener = on(PORT).or_else(|_| on(0)).context("no port is free")?;
+    Ok(listener.local_addr()?.port())
 }
 
 fn key() -> anyhow::Result<(String, EvmKey)> {
