@@ -4,8 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::{
+    io::{BufRead as _, BufReader},
     path::Path,
-    process::Command,
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -156,4 +157,109 @@ async fn json_has_the_findings_and_a_price_below_its_gas_warns() {
     let findings = json["findings"].as_array().unwrap();
     let fee = findings.iter().find(|finding| finding["code"] == "network_fee").unwrap();
     assert!(fee["outcome"] == "warn" && fee["message"].as_str().unwrap().contains("loses money"), "{fee}");
+}
+
+/// A gateway that is killed if the test ends before it does.
+struct Serving(Child);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl World {
+    /// Serves the config, and gives the gateway, its address and that of its metrics.
+    fn serve(&self, config: &str) -> (Serving, String, String) {
+        std::fs::write(self.dir.path().join("farebox.toml"), config).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_farebox"))
+            .arg("serve")
+            .current_dir(self.dir.path())
+            .env_clear()
+            .env("FAREBOX_RELAYER_KEY", KEY)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut addresses = Vec::new();
+        for expected in ["metrics and health", "listening"] {
+            let line = log.find_map(|line| {
+                let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+                (line["message"] == expected).then(|| line["address"].as_str().unwrap().to_owned())
+            });
+            addresses.push(format!("http://{}", line.unwrap()));
+        }
+        std::thread::spawn(move || log.for_each(drop));
+        (Serving(child), addresses.remove(1), addresses.remove(0))
+    }
+}
+
+async fn get(url: &str) -> (u16, String) {
+    // The other test may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+/// The value of one line of metrics.
+fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_gateway_tells_metrics_and_readiness_and_is_checked_as_it_runs() {
+    let world = World::new().await;
+    let config = world.good().replace("[admin]\n", "[admin]\nlisten = \"127.0.0.1:0\"\n\n[log]\nformat = \"json\"\n");
+    let (serving, gateway, admin) = world.serve(&config);
+    assert_eq!(get(&format!("{gateway}/health")).await.0, 200);
+    assert_eq!(get(&format!("{gateway}/v1/x")).await.0, 402);
+    assert_eq!(get(&format!("{gateway}/none")).await.0, 404);
+    assert_eq!(get(&format!("{admin}/healthz")).await.0, 200);
+    // A head is known from the first look at the chain on.
+    let mut ready = get(&format!("{admin}/readyz")).await;
+    for _ in 0..100 {
+        if ready.0 == 200 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        ready = get(&format!("{admin}/readyz")).await;
+    }
+    assert_eq!(ready.0, 200, "{}", ready.1);
+    let (_, text) = get(&format!("{admin}/metrics")).await;
+    let requests = |route: &str, outcome: &str| {
+        metric(&text, &format!("farebox_requests_total{{route=\"{route}\",outcome=\"{outcome}\"}}"))
+    };
+    assert_eq!((requests("GET /health", "free"), requests("GET /v1/{name}", "billed")), (1.0, 1.0), "{text}");
+    assert_eq!(metric(&text, "farebox_answers_total{code=\"no_such_route\"}"), 1.0);
+    assert_eq!(metric(&text, "farebox_chain_height{network=\"eip155:84532\"}"), 0.0);
+    assert_eq!(metric(&text, "farebox_relayer_in_flight{network=\"eip155:84532\"}"), 0.0);
+    assert_eq!(metric(&text, "farebox_audit_queue"), 0.0);
+    assert!(text.contains("standing=\"good\"} 1.0\n") && text.ends_with("# EOF\n"), "{text}");
+    let url = gateway.clone();
+    let (code, told) =
+        world.check(&config.replace("127.0.0.1:0", &admin[7..]), &["check", "--live", "--url", &url]).await;
+    assert!(code == 0 && told.contains(&format!("somebody answers at {url}")), "{told}");
+    assert!(!told.contains("FAIL") && told.contains("transfer: is billed: "), "{told}");
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_whose_chain_stands_still_is_not_ready_and_says_why() {
+    let world = World::new().await;
+    let more = "[admin]\nlisten = \"127.0.0.1:0\"\n\n[log]\nformat = \"json\"\n";
+    let still = world.good().replace("[admin]\n", more).replace("[[chain]]\n", "[[chain]]\nhead_age_max = \"5s\"\n");
+    let (_serving, _, admin) = world.serve(&still);
+    let told = async {
+        loop {
+            let (status, body) = get(&format!("{admin}/readyz")).await;
+            if status == 503 && body.contains("head_age_max is 5 s") {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), told).await.unwrap();
 }
