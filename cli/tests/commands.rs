@@ -156,6 +156,17 @@ fn a_wrong_command_line_is_exit_code_2() {
     assert!(code == 0 && out.starts_with("farebox "), "{out}");
 }
 
+#[test]
+fn a_price_too_fine_for_a_known_token_is_told_without_a_chain() {
+    let dir = folder(&CONFIG.replace("$0.01", "$0.0000001"));
+    for arguments in [&["check", "--offline"][..], &["price", "GET", "/v1/x"]] {
+        let (code, _, err) = run(dir.path(), arguments, &[("FAREBOX_RELAYER_KEY", KEY), ("FAREBOX_PAY_TO", PAY_TO)]);
+        assert!(code == 1 && err.contains("route[0].price") && err.contains("cannot be charged in USDC"), "{err}");
+    }
+    let dir = folder(&CONFIG.replace("$0.01", "$0.000001"));
+    assert_eq!(run(dir.path(), &["price", "GET", "/v1/x"], &[]).0, 0, "the finest price there is");
+}
+
 /// PAINS 11: a shop whose chain cannot be asked must not open.
 #[test]
 fn serve_refuses_to_start_when_no_node_answers() {

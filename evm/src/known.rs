@@ -12,10 +12,12 @@ pub struct KnownAsset {
     pub symbol: &'static str,
     /// EIP-55.
     pub address: &'static str,
+    /// For telling beforehand what price is too fine; what is charged goes by the chain's own word.
+    pub decimals: u8,
 }
 
 const fn usdc(network: &'static str, address: &'static str) -> KnownAsset {
-    KnownAsset { network, symbol: "USDC", address }
+    KnownAsset { network, symbol: "USDC", address, decimals: 6 }
 }
 
 /// Dollar tokens with EIP-3009, by network.

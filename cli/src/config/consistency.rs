@@ -2,8 +2,8 @@
 
 use std::{ops::Range, time::Duration};
 
-use farebox_core::{Access, Price, RailName, SettleWhen, Untrusted};
-use farebox_evm::{NativeRole, Pegged, RateConfig, RateSource, is_test_network};
+use farebox_core::{Access, EvmAddress, Price, RailName, SettleWhen, Untrusted};
+use farebox_evm::{NativeRole, Pegged, RateConfig, RateSource, is_test_network, known_asset};
 use farebox_gateway::{AdmissionLimits, RouteTable, RouteTableError};
 
 use super::{
@@ -84,6 +84,28 @@ fn why_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], price: &Price)
             let has =
                 chains.iter().any(|chain| native(chain) || chain.assets.iter().any(|asset| asset.symbol == *symbol));
             (!has).then(|| format!("no chain has a token called {symbol}, so nothing can be charged {price}"))
+        }
+    }
+}
+
+/// Notes prices that a known token cannot express, which else the chain alone would tell of, at start.
+pub(super) fn note_too_fine(chains: &[Chain], routes: &[Route], notes: &mut Notes) {
+    for (index, paid) in routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?))) {
+        let too_fine = chains.iter().flat_map(|chain| chain.assets.iter().map(move |asset| (chain, asset))).find_map(
+            |(chain, asset)| {
+                let amount = match &paid.price {
+                    Price::Usd(dollars) if asset.pegged == Pegged::UsDollar => *dollars,
+                    Price::Token { symbol, amount } if *symbol == asset.symbol => *amount,
+                    _ => return None,
+                };
+                let known = known_asset(&chain.network, &asset.symbol)?;
+                let same = known.address.parse().is_ok_and(|known: EvmAddress| known == asset.address);
+                let error = amount.to_units(known.decimals).err().filter(|_| same)?;
+                Some(format!("{} cannot be charged in {} on {}: {error}", paid.price, asset.symbol, chain.network))
+            },
+        );
+        if let Some(what) = too_fine {
+            notes.wrong::<()>(paid.price_span.clone(), format!("route[{index}].price"), what);
         }
     }
 }

@@ -178,6 +178,7 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
     }
     if let (Some(chains), Some(rates), Some(routes)) = (&chains, &rates, &routes) {
         consistency::note_unpayable(chains, rates, routes, notes);
+        consistency::note_too_fine(chains, routes, notes);
         consistency::note_unconfigured_rails(&configured, chains, routes, notes);
     }
     if let (Some(chains), Some(rates)) = (&chains, &rates) {

@@ -6,12 +6,11 @@ use farebox_core::{
     Credential, EvmAddress, Network, X402Credential,
     ports::{Rail, SignatureCheck, VerifyError, Wallet},
 };
-use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, Rates, RpcUrl, parse_address};
+use farebox_evm::{ConnectError, EvmChains, EvmKey, LocalWallet, Rates, RpcUrl};
 
 use crate::{
     harness::{
-        Anvil, Random, Store, USDC, Unlimited, WallClock, World, config, now, payment, submit_call, transaction_of,
-        x402,
+        Random, Store, USDC, Unlimited, WallClock, World, config, now, payment, submit_call, transaction_of, x402,
     },
     proxy::{Fault, Proxy},
 };
