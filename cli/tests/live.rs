@@ -196,6 +196,24 @@ impl World {
     }
 }
 
+impl World {
+    /// A payer with money gets what costs it.
+    async fn pays(&self, url: &str) {
+        let payer = "22".repeat(32);
+        let account = Address::from(EvmKey::from_hex(&payer).unwrap().address().0);
+        self.chain.mint(USDC.parse().unwrap(), account, U256::from(5_000_000)).unwrap();
+        let arguments = ["pay", "--rail", "x402", "--max", "$2", url].map(str::to_owned);
+        let dir = self.dir.path().to_owned();
+        let paid = tokio::task::spawn_blocking(move || {
+            let mut pay = Command::new(env!("CARGO_BIN_EXE_farebox"));
+            pay.args(arguments).current_dir(&dir).env_clear().env("HOME", &dir).env("FAREBOX_WALLET_KEY", payer);
+            pay.output().unwrap()
+        });
+        let paid = paid.await.unwrap();
+        assert!(paid.status.success(), "{}", String::from_utf8_lossy(&paid.stderr));
+    }
+}
+
 async fn get(url: &str) -> (u16, String) {
     // The other test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -237,12 +255,31 @@ async fn a_running_gateway_tells_metrics_and_readiness_and_is_checked_as_it_runs
     assert_eq!(metric(&text, "farebox_chain_height{network=\"eip155:84532\"}"), 0.0);
     assert_eq!(metric(&text, "farebox_relayer_in_flight{network=\"eip155:84532\"}"), 0.0);
     assert_eq!(metric(&text, "farebox_audit_queue"), 0.0);
+    world.pays(&format!("{gateway}/v1/x")).await;
+    let (_, text) = get(&format!("{admin}/metrics")).await;
+    for (name, expected) in [
+        ("farebox_requests_total{route=\"GET /v1/{name}\",outcome=\"paid\"}", 1.0),
+        ("farebox_verifications_total{rail=\"x402\",verdict=\"good\"}", 1.0),
+        ("farebox_settlements_total{rail=\"x402\",outcome=\"final\"}", 1.0),
+        ("farebox_settlement_time_seconds_count{rail=\"x402\"}", 1.0),
+        ("farebox_claims_total{rail=\"x402\",outcome=\"granted\"}", 1.0),
+        ("farebox_payment_events_total{rail=\"x402\",event=\"settled\"}", 1.0),
+        ("farebox_payment_events_total{rail=\"x402\",event=\"delivered\"}", 1.0),
+        ("farebox_ledger_time_seconds_count{operation=\"claim\",kind=\"write\"}", 1.0),
+        ("farebox_unverifiable_total{network=\"eip155:84532\"}", 0.0),
+    ] {
+        assert_eq!(metric(&text, name), expected, "{name}\n{text}");
+    }
     assert!(text.contains("standing=\"good\"} 1.0\n") && text.ends_with("# EOF\n"), "{text}");
     let url = gateway.clone();
     let (code, told) =
         world.check(&config.replace("127.0.0.1:0", &admin[7..]), &["check", "--live", "--url", &url]).await;
     assert!(code == 0 && told.contains(&format!("somebody answers at {url}")), "{told}");
     assert!(!told.contains("FAIL") && told.contains("transfer: is billed: "), "{told}");
+    // Without --url it is found where the config says, and its quotes are opened with the keys of its books.
+    let here = config.replacen("127.0.0.1:0", &gateway[7..], 1).replace("127.0.0.1:0", &admin[7..]);
+    let (code, told) = world.check(&here, &["check", "--live"]).await;
+    assert!(code == 0 && told.contains("transfer: is billed, and the quote is ours: "), "{told}");
     drop(serving);
 }
 

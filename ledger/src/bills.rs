@@ -86,6 +86,11 @@ pub(crate) fn quote_keys(
     Ok(keys)
 }
 
+/// The keys as they are, newest first.
+pub(crate) fn stored_quote_keys(connection: &Connection) -> Result<Vec<QuoteKey>, StoreError> {
+    many(connection, "SELECT id, secret, since FROM quote_keys ORDER BY id DESC", [], quote_key)
+}
+
 fn quote_key(row: &Row<'_>) -> Result<QuoteKey, CorruptRow> {
     let mut fields = Fields::of("quote_keys", row);
     let (id, secret) = (fields.number("id")?, fields.get("secret")?);

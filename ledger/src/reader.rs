@@ -4,12 +4,12 @@ use std::{fs, path::Path};
 
 use farebox_core::{
     AuditLine, Payment, StoredTransaction,
-    ports::{LedgerUnavailable, PaymentFilter},
+    ports::{LedgerUnavailable, PaymentFilter, QuoteKey},
 };
 use rusqlite::{Connection, OpenFlags};
 
 use crate::{
-    AssetName, AuditFilter, OpenError, audit,
+    AssetName, AuditFilter, OpenError, audit, bills,
     file::connect,
     query::{self, StoreError},
     schema,
@@ -63,6 +63,14 @@ impl SqliteReader {
     /// Unavailable.
     pub fn audit_lines(&self, filter: &AuditFilter, limit: u32) -> Result<Vec<AuditLine>, LedgerUnavailable> {
         audit::matching(&self.connection, filter, limit).map_err(unavailable("read the audit log"))
+    }
+
+    /// The keys that quotes are sealed with, newest first.
+    ///
+    /// # Errors
+    /// Unavailable.
+    pub fn quote_keys(&self) -> Result<Vec<QuoteKey>, LedgerUnavailable> {
+        bills::stored_quote_keys(&self.connection).map_err(unavailable("read quote keys"))
     }
 
     /// Symbols and decimals of the assets that the gateway was ever configured with.

@@ -9,6 +9,7 @@ use std::{net::SocketAddr, path::Path};
 use farebox_core::{Access, NetworkFee, Offer, RailName, ports::Clock as _};
 use farebox_evm::{ChainConfig, checksum};
 use farebox_ledger::{OpenError, SqliteReader};
+use farebox_wire::transfer::Quoter;
 use url::Url;
 
 use super::{
@@ -51,7 +52,8 @@ pub(super) async fn look(config: &Config, chains: &[ChainConfig], url: Option<&U
     }
     match Box::pin(Trial::start(config, chains.to_vec())).await {
         Ok(trial) => {
-            Box::pin(gateway(config, &trial, running, findings)).await;
+            let place = if url.is_some() { Place::Named } else { Place::Here };
+            Box::pin(gateway(config, &trial, running, place, findings)).await;
             if let Err(error) = trial.stop().await {
                 findings.fail("gateway_start", "gateway", format!("it ended: {error:#}"));
             }
@@ -60,8 +62,17 @@ pub(super) async fn look(config: &Config, chains: &[ChainConfig], url: Option<&U
     }
 }
 
+/// Where a running gateway was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Where the config says.
+    Here,
+    /// Where the command line says.
+    Named,
+}
+
 /// The gateway: the one that runs, or a trial of this config. Prices are the trial's either way.
-async fn gateway(config: &Config, trial: &Trial, running: Option<String>, findings: &mut Findings) {
+async fn gateway(config: &Config, trial: &Trial, running: Option<String>, place: Place, findings: &mut Findings) {
     match &running {
         Some(base) => {
             findings.pass("gateway", "gateway", format!("somebody answers at {base}, and is asked for bills"))
@@ -69,6 +80,8 @@ async fn gateway(config: &Config, trial: &Trial, running: Option<String>, findin
         None => findings.pass("gateway", "gateway", "none runs; a trial of this config is asked for bills"),
     }
     trial.oversized_headers(config, findings);
+    // A running gateway's keys are in its own books; one that is asked by --url may have others than these.
+    let theirs = running.as_ref().filter(|_| place == Place::Here).and_then(|_| quoter_of(config));
     for (route, access) in config.routes.iter().zip(&trial.accesses) {
         let Access::Paid(tariff) = access else { continue };
         for offer in &*tariff.board.now().offers {
@@ -78,13 +91,18 @@ async fn gateway(config: &Config, trial: &Trial, running: Option<String>, findin
             route,
             tariff,
             base: running.as_deref().unwrap_or(&trial.base),
-            // A running gateway's keys are in its own books.
-            quoter: trial.quoter.as_deref().filter(|_| running.is_none()),
+            quoter: if running.is_none() { trial.quoter.as_deref() } else { theirs.as_ref() },
             config,
         };
         bills::look(&asked, findings).await;
     }
     metrics(config, trial, running.is_some(), findings).await;
+}
+
+/// What a gateway with this config's books seals quotes with; none if the books cannot be read, which is told elsewhere.
+fn quoter_of(config: &Config) -> Option<Quoter> {
+    let keys = SqliteReader::open(&config.ledger).ok()?.quote_keys().ok()?;
+    Quoter::new(keys).ok()
 }
 
 /// What part of a price its settlement costs, where we pay it.
