@@ -174,3 +174,64 @@ impl TimeProvider for At {
         Some(UnixTime::since_unix_epoch(self.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmd::check::finding::Outcome;
+
+    fn of_proxies(head: &str) -> Outcome {
+        let route = "[[route]]\nmatch = \"GET /x\"\nupstream = \"http://127.0.0.1:1\"\nfree = true\n";
+        let config = crate::config::parse(Path::new("farebox.toml"), &format!("{head}\n{route}")).unwrap();
+        let mut findings = Findings::default();
+        proxies(&config, config.public_url.as_ref(), &mut findings);
+        findings.worst()
+    }
+
+    #[test]
+    fn proxies_that_are_everybody_fail_and_one_that_must_be_there_and_is_not_listed_warns() {
+        for (head, expected) in [
+            ("", Outcome::Pass),
+            ("public_url = \"http://api.example\"", Outcome::Pass),
+            ("public_url = \"https://api.example\"", Outcome::Warn),
+            ("public_url = \"https://api.example\"\ntrusted_proxies = [\"10.0.0.0/8\"]", Outcome::Pass),
+            ("trusted_proxies = [\"8.0.0.0/8\"]", Outcome::Warn),
+            ("trusted_proxies = [\"203.0.113.7/32\"]", Outcome::Pass),
+            ("trusted_proxies = [\"0.0.0.0/0\"]", Outcome::Fail),
+            ("trusted_proxies = [\"127.0.0.1/32\", \"::/0\"]", Outcome::Fail),
+        ] {
+            assert_eq!(of_proxies(head), expected, "{head}");
+        }
+    }
+
+    #[test]
+    fn this_machine_is_known_by_name_and_address() {
+        for (url, expected) in [
+            ("http://localhost:8402", true),
+            ("http://shop.localhost", true),
+            ("http://127.0.0.9", true),
+            ("http://[::1]:1", true),
+            ("http://localhost.example", false),
+            ("http://10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_nobody_vouches_for_is_no_certificate_and_silence_is_no_verdict() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let now = Duration::from_secs(SystemClock.now().unix_s());
+        let url: Url = format!("https://localhost:{}", address.port()).parse().unwrap();
+        // Whoever speaks no TLS there.
+        let served = tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt as _;
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        });
+        assert!(matches!(shake_hands(&url, now).await, Err(Unshaken::Tls(_))));
+        served.await.unwrap();
+        assert!(matches!(shake_hands(&url, now).await, Err(Unshaken::Unreachable(_))));
+    }
+}
