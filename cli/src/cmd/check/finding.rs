@@ -84,6 +84,7 @@ impl Findings {
     }
 
     /// Passes if `good`, else fails.
+    #[cfg(feature = "demo")]
     pub(crate) fn expect(
         &mut self,
         good: bool,

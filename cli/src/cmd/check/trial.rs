@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use farebox_core::Access;
 use farebox_evm::ChainConfig;
 use farebox_gateway::ServeError;
+#[cfg(feature = "demo")]
 use farebox_ledger::SqliteLedger;
 use farebox_wire::transfer::Quoter;
 use tokio::sync::oneshot;
@@ -29,6 +30,7 @@ pub(super) struct Trial {
     /// What seals its quotes.
     pub(super) quoter: Option<Arc<Quoter>>,
     /// Its books.
+    #[cfg(feature = "demo")]
     pub(super) ledger: Arc<SqliteLedger>,
     /// Where its metrics are told, if the config wants any.
     pub(super) admin: Option<SocketAddr>,
@@ -43,7 +45,9 @@ impl Trial {
         // What is tried is no decision about anybody's money.
         let config = &Config { audit_file: None, workers: Some(1), ..config.clone() };
         let mut shop = wiring::open(config, &books.path().join("check.db"), chains).await?;
-        let (quoter, ledger, watched) = (shop.quoter.clone(), shop.ledger.clone(), shop.metered(config));
+        let (quoter, watched) = (shop.quoter.clone(), shop.metered(config));
+        #[cfg(feature = "demo")]
+        let ledger = shop.ledger.clone();
         let listening = Listening { addresses: vec![SocketAddr::from(ANY_PORT)], tls: None };
         let (gateway, accesses) = wiring::bind(config, shop, listening).await?;
         let address = *gateway.addresses().first().context("it listens nowhere")?;
@@ -57,7 +61,17 @@ impl Trial {
             let stopped = async { drop(stopped.await) };
             gateway.serve(stopped).await
         });
-        Ok(Self { base: format!("http://{address}"), accesses, quoter, ledger, admin, stop, served, _books: books })
+        Ok(Self {
+            base: format!("http://{address}"),
+            accesses,
+            quoter,
+            #[cfg(feature = "demo")]
+            ledger,
+            admin,
+            stop,
+            served,
+            _books: books,
+        })
     }
 
     /// Warns of routes whose 402 has more headers than many proxies pass on.
