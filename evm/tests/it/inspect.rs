@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use farebox_core::ports::Rail;
 use farebox_evm::{
-    ClockHand, EvmChains, EvmKey, NativeCoin, NativeRole, Rates, RpcUrl, Severity, Standing, inspect, parse_address,
+    ClockHand, EvmChains, EvmKey, NativeCoin, NativeRole, Rates, Severity, Standing, inspect, parse_address,
 };
 
 use crate::harness::{Anvil, DEV, Store, USDC, WallClock, config, now};
@@ -41,25 +41,19 @@ async fn an_inspection_tells_what_is_there_and_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inspection_tells_of_every_source_and_of_a_dead_chain_once() {
-    let anvil = Anvil::start(&[]).await;
-    anvil.rpc("anvil_mine", serde_json::json!(["0x10"])).await;
-    let old = Anvil::start(&[]).await;
-    let urls = |urls: &[&str]| {
-        let rpc = urls.iter().map(|url| RpcUrl::parse(url).unwrap().into()).collect();
-        config(&anvil.url, |c| c.rpc = rpc)
-    };
-    let report = inspect(&urls(&[&anvil.url, &old.url, "http://127.0.0.1:1"]), now()).await;
-    let sources: Vec<_> = report.findings.iter().filter(|f| f.code.starts_with("rpc_")).collect();
-    assert_eq!(sources.len(), 3, "{report:?}");
-    assert!(sources[0].severity == Severity::Fine && sources[0].message.contains("at block 17, "), "{report:?}");
-    assert!(sources[1].severity == Severity::Warning && sources[1].message.contains("16 blocks behind"), "{report:?}");
-    assert!(sources[2].code == "rpc_unreachable", "{report:?}");
-    let dead = inspect(&urls(&["http://127.0.0.1:1"]), now()).await;
+async fn a_dead_chain_is_told_of_once_and_one_that_stands_still_by_its_own_head_age_max() {
+    let dead = inspect(&config("http://127.0.0.1:1", |_| ()), now()).await;
     let failed: Vec<_> = dead.findings.iter().filter(|f| f.severity == Severity::Error).collect();
     assert_eq!(failed.len(), 1, "one fault is one line: {dead:?}");
-    let behind = inspect(&urls(&[&anvil.url]), now().plus(Duration::from_secs(600))).await;
-    assert!(behind.findings.iter().any(|f| f.code == "rpc_head" && f.message.contains("stands still")), "{behind:?}");
+    let anvil = Anvil::start(&[]).await;
+    let later = now().plus(Duration::from_secs(600));
+    let lags = |report: &farebox_evm::ChainReport| {
+        report.findings.iter().any(|f| f.code == "rpc_lags" && f.message.contains("stands still"))
+    };
+    let still = inspect(&config(&anvil.url, |_| ()), later).await;
+    assert!(lags(&still), "{still:?}");
+    let patient = config(&anvil.url, |c| c.head_age_max = Duration::from_secs(3600));
+    assert!(!lags(&inspect(&patient, later).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]
