@@ -58,7 +58,6 @@ struct Reconciler {
 impl Reconciler {
     /// One look at everything open.
     async fn round(&mut self) -> Result<(), LedgerUnavailable> {
-        self.till.marked.refresh(&*self.till.ledger).await?;
         let mut followed = HashSet::new();
         for rail in self.till.rails.clone() {
             for window in rail.windows().await {
@@ -68,6 +67,8 @@ impl Reconciler {
                 }
             }
         }
+        // After the comparison: who was marked by it waits longer from now on, not from the next round.
+        self.till.marked.refresh(&*self.till.ledger).await?;
         let open = self.till.ledger.unresolved(self.till.clock.now(), self.limits.batch).await?;
         stream::iter(&open).for_each_concurrent(RESOLVED_AT_ONCE, |payment| self.resolve(payment)).await;
         Ok(())
