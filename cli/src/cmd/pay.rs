@@ -276,14 +276,10 @@ fn dollar_asset(text: &str) -> anyhow::Result<DollarAsset> {
     // A coin that is taken for a dollar by a slip would be paid in thousands.
     anyhow::ensure!(worth.is_some() || !id.is_native(), "say what one {symbol} is worth in dollars: {text},4000");
     let asset = DollarAsset::new(id, symbol, decimals)?;
-<<<<<<< Updated upstream
-    worth.map_or(Ok(asset.clone()), |worth| Ok(asset.worth_each(worth.parse()?)?))
-=======
     match worth {
         None => Ok(asset),
         Some(worth) => Ok(asset.worth_each(worth.parse()?)?),
     }
->>>>>>> Stashed changes
 }
 
 fn rail(text: &str) -> anyhow::Result<RailName> {
