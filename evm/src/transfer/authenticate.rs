@@ -11,8 +11,9 @@ use farebox_wire::transfer::{CLOCK_SKEW_S, CODE_LIFETIME_MAX_S, Quote, QuoteOpti
 
 use super::{
     SCHEME, asset_on_wire,
-    code::{digest, signer},
+    code::digest,
     refusal::{code, no, rejected, transaction_mismatch},
+    signers::Signers,
 };
 use crate::address;
 
@@ -37,7 +38,7 @@ pub(super) fn transfer_of(credential: &Credential) -> Result<&TransferCredential
 ///
 /// # Errors
 /// The first check in the table's order that fails.
-pub(super) fn see(presented: &Presented<'_>, quoter: &Quoter) -> Result<Seen, VerifyError> {
+pub(super) fn see(presented: &Presented<'_>, quoter: &Quoter, signers: &Signers) -> Result<Seen, VerifyError> {
     let transfer = transfer_of(presented.credential)?;
     let code = &transfer.code;
     let quote = quoter.open(&code.quote).map_err(|error| no(code::UNKNOWN_QUOTE, error.to_string()))?;
@@ -45,7 +46,7 @@ pub(super) fn see(presented: &Presented<'_>, quoter: &Quoter) -> Result<Seen, Ve
     let timely = timely(code, &quote, presented.now);
     terms(transfer, &quote)
         .map(|(option, digest)| {
-            let recovered = signer(digest, &code.signature) == Some(address::alloy(code.payer));
+            let recovered = signers.of(digest, &code.signature) == Some(address::alloy(code.payer));
             Seen { checked: checked(presented, code, option, &quote, timely.clone(), recovered), digest }
         })
         .map_err(|error| late_first(&timely, error))

@@ -9,6 +9,7 @@ mod judge;
 mod offers;
 mod refusal;
 mod resolve;
+mod signers;
 mod verify;
 mod wallets;
 
@@ -30,6 +31,7 @@ use self::{
     claimed::Found,
     refusal::unavailable,
     resolve::Senders,
+    signers::Signers,
     wallets::Wallets,
 };
 use crate::{EvmChains, address, chain::Chain};
@@ -57,6 +59,7 @@ pub struct TransferRail {
     relayers: Vec<Address>,
     wallets: Wallets,
     found: Found,
+    signers: Signers,
     senders: Senders,
 }
 
@@ -69,6 +72,7 @@ impl TransferRail {
             relayers,
             wallets: Wallets::default(),
             found: Found::default(),
+            signers: Signers::default(),
             senders: Senders::default(),
         }
     }
@@ -91,7 +95,7 @@ impl Rail for TransferRail {
     }
 
     async fn authenticate(&self, presented: &Presented<'_>) -> Result<Option<Checked>, VerifyError> {
-        let mut seen = see(presented, &self.parts.quoter)?;
+        let mut seen = see(presented, &self.parts.quoter, &self.signers)?;
         if seen.checked.signature == SignatureCheck::NeedsContract {
             let code = &transfer_of(presented.credential)?.code;
             let chain = self.chain(code.asset.network()).map_err(unavailable)?;
@@ -111,7 +115,7 @@ impl Rail for TransferRail {
             VerifyError::Refused(refusal) => Rejected { code: refusal.code, detail: refusal.detail },
             VerifyError::Unavailable { source } => refusal::rejected(refusal::code::TERMS, source.to_string()),
         };
-        see(presented, &self.parts.quoter).map(|seen| seen.checked).map_err(code_and_detail)
+        see(presented, &self.parts.quoter, &self.signers).map(|seen| seen.checked).map_err(code_and_detail)
     }
 
     async fn verify(&self, checked: &Checked, lookups: &dyn Lookups) -> Result<Verified, VerifyError> {
