@@ -4,7 +4,8 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use farebox_core::{
-    Access, Challenge, InstanceId, LiveOffers, Offer, OfferBoard, Refusal, Resource, Tariff, Timestamp,
+    Access, Challenge, InstanceId, LiveOffers, Offer, OfferBoard, RailName, Refusal, Resource, RouteId, Tariff,
+    Timestamp,
     ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail},
 };
 use farebox_evm::{ChainConfig, EvmChains, Rates, TransferParts};
@@ -188,12 +189,38 @@ impl Shop {
     }
 }
 
+/// A gateway that listens.
+pub(crate) struct Bound {
+    pub(crate) gateway: Gateway,
+    /// What every route costs, in the order of the config.
+    pub(crate) accesses: Vec<Access>,
+    /// What is not offered yet.
+    pub(crate) unpriced: Vec<Unpriced>,
+}
+
+/// A rail by which a route is not offered now, though it may be in a moment.
+pub(crate) struct Unpriced {
+    pub(crate) route: RouteId,
+    pub(crate) rail: RailName,
+    pub(crate) why: OfferError,
+}
+
+impl Unpriced {
+    /// What to do about it.
+    pub(crate) const fn hint(&self) -> &'static str {
+        match self.why {
+            OfferError::FeeShare { .. } => "it is offered once the fee falls; else raise max_fee_share, or the price",
+            _ => "it is offered once the [[rate]] is known; see its source and stale_after",
+        }
+    }
+}
+
 /// Makes every route's tariff and listens.
 ///
 /// # Errors
 /// A price that a token cannot express, a certificate that cannot be used, an address that is taken; or the ledger fails.
-pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> anyhow::Result<(Gateway, Vec<Access>)> {
-    let accesses = accesses(config, &shop).await?;
+pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> anyhow::Result<Bound> {
+    let (accesses, unpriced) = accesses(config, &shop).await?;
     let routes = config.routes.iter().zip(&accesses).map(|(route, access)| route.to_gateway(access.clone())).collect();
     let Listening { addresses, tls } = listening;
     let gateway = GatewayConfig {
@@ -219,51 +246,58 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         }
         _ => error.into(),
     })?;
-    Ok((gateway, accesses))
+    Ok(Bound { gateway, accesses, unpriced })
 }
 
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// What every route costs, in the order of the config.
-async fn accesses(config: &Config, shop: &Shop) -> anyhow::Result<Vec<Access>> {
-    let mut notes = Notes::default();
+/// What every route costs, in the order of the config, and what is not offered yet.
+async fn accesses(config: &Config, shop: &Shop) -> anyhow::Result<(Vec<Access>, Vec<Unpriced>)> {
+    let (mut notes, mut unpriced) = (Notes::default(), Vec::new());
     let mut accesses = Vec::with_capacity(config.routes.len());
     for (index, route) in config.routes.iter().enumerate() {
         let Some(paid) = &route.paid else {
             accesses.push(Access::Free);
             continue;
         };
-        let offers = offers(&format!("route[{index}].price"), paid, &shop.rails, &mut notes);
+        let (offers, later) = offers(&format!("route[{index}].price"), paid, &shop.rails, &mut notes);
+        unpriced.extend(later.into_iter().map(|(rail, why)| Unpriced { route: route.id.clone(), rail, why }));
         // The ledger is told only of prices that stand: a start that fails retires no bill.
         if notes.list.is_empty() {
             accesses.push(Access::Paid(Arc::new(tariff(route, paid, offers, &*shop.ledger, shop.clock.now()).await?)));
         }
     }
-    if notes.list.is_empty() { Ok(accesses) } else { Err(config.mistakes(notes).into()) }
+    if notes.list.is_empty() { Ok((accesses, unpriced)) } else { Err(config.mistakes(notes).into()) }
 }
 
-fn offers(key: &str, paid: &PaidRoute, rails: &[Arc<dyn Rail>], notes: &mut Notes) -> Vec<Offer> {
-    let (mut offers, mut unpriced) = (Vec::new(), false);
+/// What a route is offered for now, and the rails that may offer it later.
+fn offers(
+    key: &str,
+    paid: &PaidRoute,
+    rails: &[Arc<dyn Rail>],
+    notes: &mut Notes,
+) -> (Vec<Offer>, Vec<(RailName, OfferError)>) {
+    let (mut offers, mut later) = (Vec::new(), Vec::new());
     for rail in rails.iter().filter(|rail| paid.rails.contains(&rail.name())) {
         match rail.offers(&paid.price, paid.network_fee) {
             Ok(more) => offers.extend(more),
-            // A rate or a fee may be there in a moment: until then the route says 503.
-            Err(error @ OfferError::NoRate { .. }) => {
-                warn!(error = &error as &dyn std::error::Error, "a price cannot be told yet");
-                unpriced = true;
-            }
-            Err(error) => {
+            // A rate may be there in a moment, and a dear fee fall: a restart must not close a shop that would have stayed open. Until
+            // then the route is sold by the other rails, or says 503.
+            Err(error @ (OfferError::NoRate { .. } | OfferError::FeeShare { .. })) => later.push((rail.name(), error)),
+            // Another rail may have the asset; if none has, it is told below.
+            Err(OfferError::NoAsset { .. }) => {}
+            Err(error @ OfferError::NotExact { .. }) => {
                 let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
                 notes.wrong::<()>(paid.price_span.clone(), key, format!("{error}{why}"));
             }
         }
     }
-    if offers.is_empty() && !unpriced && !notes.told(key) {
+    if offers.is_empty() && later.is_empty() && !notes.told(key) {
         notes.wrong::<()>(paid.price_span.clone(), key, format!("nothing configured can be charged {}", paid.price));
     }
-    offers
+    (offers, later)
 }
 
 async fn tariff(

@@ -83,7 +83,8 @@ fn run(dir: &Path, arguments: &[String]) -> (i32, String) {
         .env("FAREBOX_RELAYER_KEY", KEY)
         .output()
         .unwrap();
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.lines().all(|line| line.contains(" WARN a rate could not be read")), "{stderr}");
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
 }
 
@@ -157,6 +158,53 @@ async fn json_has_the_findings_and_a_price_below_its_gas_warns() {
     let findings = json["findings"].as_array().unwrap();
     let fee = findings.iter().find(|finding| finding["code"] == "network_fee").unwrap();
     assert!(fee["outcome"] == "warn" && fee["message"].as_str().unwrap().contains("loses money"), "{fee}");
+}
+
+/// A restart during a gas spike: the other rail still sells, and the fee may fall.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fee_over_its_share_is_warned_of_and_the_gateway_starts_without_that_offer() {
+    let world = World::new().await;
+    let more = "[admin]\nlisten = \"127.0.0.1:0\"\n\n[log]\nformat = \"json\"\n";
+    let dear = world.good().replace("[admin]\n", more).replace("\"$1\"", "\"$0.001\"\nmax_fee_share = \"1%\"");
+    let (code, text) = world.check(&dear, &["check"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("warn  route GET /v1/{name}: is not offered by x402 now: the network fee is"), "{text}");
+    assert!(text.contains("raise max_fee_share") && text.contains("with a bill of 2 offers"), "{text}");
+    let (serving, base, _) = world.serve(&dear);
+    assert_eq!(get(&format!("{base}/v1/a")).await.0, 402);
+    drop(serving);
+
+    let alone = dear.replace("[transfer]\n", "");
+    let (code, text) = world.check(&alone, &["check"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("nothing else is, so it is answered 503"), "{text}");
+    let (_serving, base, _) = world.serve(&alone);
+    assert_eq!(get(&format!("{base}/v1/a")).await.0, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_that_takes_transfers_alone_passes_its_check() {
+    let world = World::new().await;
+    let alone = world.good().replace("relayer = { key = \"${FAREBOX_RELAYER_KEY}\" }\n", "");
+    for arguments in [&["check"][..], &["check", "--live"]] {
+        let (code, text) = world.check(&alone, arguments).await;
+        assert_eq!(code, 0, "{text}");
+    }
+    let (_, text) = world.check(&alone, &["check"]).await;
+    assert!(text.contains("is answered 402 with a bill of 2 offers"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_no_rate_prices_names_the_rate() {
+    let world = World::new().await;
+    let nowhere = "http = { url = \"http://127.0.0.1:1/\", pointer = \"/x\" }";
+    let config = world.good().replace("fixed = \"3000\"", nowhere).replace("[\"USDC\", \"native\"]", "[\"native\"]");
+    let config = config.replace("relayer = { key = \"${FAREBOX_RELAYER_KEY}\" }\n", "");
+    let (code, text) = world.check(&config, &["check"]).await;
+    assert_eq!(code, 1, "{text}");
+    let line = text.lines().find(|line| line.starts_with("FAIL")).unwrap();
+    assert!(line.contains("answered 503") && line.contains("ETH") && line.contains("[[rate]]"), "{text}");
+    assert!(!text.contains("is it this config's gateway"), "{text}");
 }
 
 /// A gateway that is killed if the test ends before it does.

@@ -340,7 +340,7 @@ async fn serve_config(
     let chains = config.chains_with_secrets(&|name| (name == "RELAYER_KEY").then(|| relayer_key.to_owned()))?;
     let shop = wiring::open(&config, &config.ledger, chains).await?;
     let listening = Listening { addresses: config.listen.clone(), tls: None };
-    let (gateway, _) = wiring::bind(&config, shop, listening).await?;
+    let gateway = wiring::bind(&config, shop, listening).await?.gateway;
     let address = gateway.addresses().first().copied().context("the gateway listens nowhere")?;
     let served = tokio::spawn(async move {
         let stopped = async { drop(stopped.await) };

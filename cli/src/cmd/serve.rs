@@ -12,7 +12,7 @@ use crate::{
     admin,
     config::{self, Config},
     logging, system,
-    wiring::{self, Listening},
+    wiring::{self, Bound, Listening},
 };
 
 /// Serve the routes of the config, until SIGTERM or SIGINT; running requests are then finished. A second signal stops at once.
@@ -50,10 +50,14 @@ async fn serve(config: &Config, chains: Vec<ChainConfig>) -> anyhow::Result<()> 
         }
         let listening = Listening { addresses: config.listen.clone(), tls: config.tls.clone() };
         let watched = shop.metered(config);
-        let (gateway, accesses) = wiring::bind(config, shop, listening).await?;
+        let Bound { gateway, accesses, unpriced } = wiring::bind(config, shop, listening).await?;
         if let (Some(address), Some(watched)) = (config.admin, watched) {
             let address = admin::start(address, watched.by(gateway.watch())).await?;
             info!(%address, "metrics and health");
+        }
+        for later in &unpriced {
+            let error = &later.why as &dyn std::error::Error;
+            warn!(route = %later.route, rail = %later.rail, error, hint = later.hint(), "not offered yet");
         }
         anyhow::Ok((gateway, accesses))
     };

@@ -34,7 +34,7 @@ pub(super) async fn look(config: &Config, chains: &[ChainConfig], url: Option<&U
     let mut chains_answer = true;
     for chain in chains {
         let report = Box::pin(farebox_evm::inspect(chain, SystemClock.now())).await;
-        chains_answer &= report.findings.iter().any(|finding| matches!(finding.code, "rpc_reachable" | "rpc_lags"));
+        chains_answer &= world::answers(&report);
         findings.chain_for_money(report);
     }
     world::ledger(config, findings);
@@ -80,6 +80,7 @@ async fn gateway(config: &Config, trial: &Trial, running: Option<String>, place:
         None => findings.pass("gateway", "gateway", "none runs; a trial of this config is asked for bills"),
     }
     trial.oversized_headers(config, findings);
+    trial.unpriced(config, findings);
     // A running gateway's keys are in its own books; one that is asked by --url may have others than these.
     let theirs = running.as_ref().filter(|_| place == Place::Here).and_then(|_| quoter_of(config));
     for (route, access) in config.routes.iter().zip(&trial.accesses) {

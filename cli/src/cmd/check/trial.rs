@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use farebox_core::Access;
+use farebox_core::{Access, ports::OfferError};
 use farebox_evm::ChainConfig;
 use farebox_gateway::ServeError;
 #[cfg(feature = "demo")]
@@ -12,11 +12,14 @@ use farebox_ledger::SqliteLedger;
 use farebox_wire::transfer::Quoter;
 use tokio::sync::oneshot;
 
-use super::finding::Findings;
+use super::{
+    finding::{Findings, Outcome},
+    world,
+};
 use crate::{
     admin,
-    config::Config,
-    wiring::{self, Listening},
+    config::{Config, Route},
+    wiring::{self, Bound, Listening, Unpriced},
 };
 
 /// Port 0 of loopback.
@@ -27,6 +30,8 @@ pub(super) struct Trial {
     pub(super) base: String,
     /// What every route costs, in the order of the config.
     pub(super) accesses: Vec<Access>,
+    /// What is not offered yet.
+    unpriced: Vec<Unpriced>,
     /// What seals its quotes.
     pub(super) quoter: Option<Arc<Quoter>>,
     /// Its books.
@@ -49,7 +54,7 @@ impl Trial {
         #[cfg(feature = "demo")]
         let ledger = shop.ledger.clone();
         let listening = Listening { addresses: vec![SocketAddr::from(ANY_PORT)], tls: None };
-        let (gateway, accesses) = wiring::bind(config, shop, listening).await?;
+        let Bound { gateway, accesses, unpriced } = wiring::bind(config, shop, listening).await?;
         let address = *gateway.addresses().first().context("it listens nowhere")?;
         let admin = match watched {
             Some(watched) => Some(admin::start(SocketAddr::from(ANY_PORT), watched.by(gateway.watch())).await?),
@@ -64,6 +69,7 @@ impl Trial {
         Ok(Self {
             base: format!("http://{address}"),
             accesses,
+            unpriced,
             quoter,
             #[cfg(feature = "demo")]
             ledger,
@@ -72,6 +78,34 @@ impl Trial {
             served,
             _books: books,
         })
+    }
+
+    /// Whether it has anything to charge for a route with.
+    pub(super) fn offers(&self, config: &Config, route: &Route) -> bool {
+        let paid = config.routes.iter().zip(&self.accesses).find(|(configured, _)| configured.id == route.id);
+        paid.is_some_and(|(_, access)| match access {
+            Access::Free => false,
+            Access::Paid(tariff) => !tariff.board.now().offers.is_empty(),
+        })
+    }
+
+    /// Tells of every route that a rail does not offer now. A route that none offers is answered 503: a fault if a rate is not known, for
+    /// nothing is sold until it is.
+    pub(super) fn unpriced(&self, config: &Config, findings: &mut Findings) {
+        for later in &self.unpriced {
+            let Unpriced { route, rail, why } = later;
+            let offered =
+                config.routes.iter().any(|configured| configured.id == *route && self.offers(config, configured));
+            let answered = if offered { "" } else { ", and nothing else is, so it is answered 503" };
+            let told = world::chain_of(why);
+            let message = format!("is not offered by {rail} now{answered}: {told}; {}", later.hint());
+            let (code, outcome) = match why {
+                OfferError::FeeShare { .. } => ("max_fee_share", Outcome::Warn),
+                _ if offered => ("no_rate", Outcome::Warn),
+                _ => ("no_rate", Outcome::Fail),
+            };
+            findings.add(outcome, code, format!("route {route}"), message);
+        }
     }
 
     /// Warns of routes whose 402 has more headers than many proxies pass on.

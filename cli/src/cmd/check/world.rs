@@ -4,10 +4,13 @@ use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use farebox_core::{Timestamp, ports::Clock as _};
-use farebox_evm::{ChainConfig, is_test_network};
+use farebox_evm::{ChainConfig, ChainReport, is_test_network};
 use farebox_gateway::Methods;
 use farebox_ledger::{OpenError, SqliteLedger, SqliteOptions};
-use farebox_wire::x402::{BILL_BODY_BYTES_MAX, decode_payment_required};
+use farebox_wire::{
+    transfer::decode_bill,
+    x402::{BILL_BODY_BYTES_MAX, decode_payment_required},
+};
 use http::Method;
 
 use super::{finding::Findings, trial::Trial};
@@ -36,13 +39,20 @@ pub(super) fn worth(config: &Config, findings: &mut Findings) {
 
 /// Asks chains, ledger, upstreams and the gateway itself.
 pub(super) async fn ask(config: &Config, chains: Vec<ChainConfig>, findings: &mut Findings) {
+    let mut chains_answer = true;
     for chain in &chains {
-        findings.chain(Box::pin(farebox_evm::inspect(chain, SystemClock.now())).await);
+        let report = Box::pin(farebox_evm::inspect(chain, SystemClock.now())).await;
+        chains_answer &= answers(&report);
+        findings.chain(report);
     }
-    let chains_work = findings.worst() != super::Outcome::Fail;
     ledger(config, findings);
     upstreams(config, findings).await;
-    bill(config, chains_work.then_some(chains), findings).await;
+    bill(config, chains_answer.then_some(chains), findings).await;
+}
+
+/// Whether any of a chain's sources does: one is enough for a gateway to start.
+pub(super) fn answers(report: &ChainReport) -> bool {
+    report.findings.iter().any(|finding| matches!(finding.code, "rpc_reachable" | "rpc_lags"))
 }
 
 /// Whether the other side's certificate is looked at.
@@ -138,20 +148,27 @@ async fn ask_upstream(route: &Route, origin: &str) -> anyhow::Result<reqwest::Re
     Ok(client.request(Method::OPTIONS, origin).send().await?)
 }
 
-/// An unpaid call to the first paid route: at the gateway that runs, or at one that is started for it.
+/// Whether a gateway starts with this config, and an unpaid call to its first paid route: at the gateway that runs, or at the one that
+/// is started for it.
 async fn bill(config: &Config, chains: Option<Vec<ChainConfig>>, findings: &mut Findings) {
     let Some((route, target)) = config.routes.iter().find_map(|route| Some((route, sample(route)?))) else { return };
     let subject = format!("unpaid {} {target}", target_method(route));
-    if let Some(base) = running(config).await {
-        return ask_bill(route, format!("{base}{target}"), subject, findings).await;
-    }
+    let running = running(config).await;
     let Some(chains) = chains else {
-        return findings.warn("bill", subject, "not asked, for without its chains the gateway does not start");
+        return match running {
+            Some(base) => ask_bill(route, &format!("{base}{target}"), subject, findings).await,
+            None => findings.warn("bill", subject, "not asked, for without its chains the gateway does not start"),
+        };
     };
     match Box::pin(Trial::start(config, chains)).await {
         Ok(trial) => {
             trial.oversized_headers(config, findings);
-            ask_bill(route, format!("{}{target}", trial.base), subject.clone(), findings).await;
+            trial.unpriced(config, findings);
+            // What is not offered is told.
+            if running.is_some() || trial.offers(config, route) {
+                let base = running.as_ref().unwrap_or(&trial.base);
+                ask_bill(route, &format!("{base}{target}"), subject.clone(), findings).await;
+            }
             if let Err(error) = trial.stop().await {
                 findings.fail("gateway_start", subject, format!("the gateway ended: {error:#}"));
             }
@@ -181,8 +198,8 @@ pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::new(loopback, address.port()) } else { address }
 }
 
-async fn ask_bill(route: &Route, url: String, subject: String, findings: &mut Findings) {
-    match bill_of(target_method(route), &url).await {
+async fn ask_bill(route: &Route, url: &str, subject: String, findings: &mut Findings) {
+    match bill_of(target_method(route), url).await {
         Ok(offers) => {
             findings.pass("bill", subject, format!("is answered 402 with a bill of {}", super::count(offers, "offer")))
         }
@@ -190,10 +207,15 @@ async fn ask_bill(route: &Route, url: String, subject: String, findings: &mut Fi
     }
 }
 
+/// How many offers its bill has, by every rail.
 async fn bill_of(method: Method, url: &str) -> anyhow::Result<usize> {
     let client = client(Certificates::Ignored, None)?;
     let mut response = client.request(method, url).send().await?;
     let status = response.status().as_u16();
+    anyhow::ensure!(
+        status != 503,
+        "is answered 503: the gateway that runs cannot tell a price now; its log names the [[rate]] or the max_fee_share that is in the way"
+    );
     anyhow::ensure!(status == 402, "expected a 402, found {status}; is it this config's gateway that listens there?");
     let header = response.headers().get("payment-required").map(|value| value.as_bytes().to_vec());
     let mut body = Vec::new();
@@ -201,9 +223,16 @@ async fn bill_of(method: Method, url: &str) -> anyhow::Result<usize> {
         anyhow::ensure!(body.len() + chunk.len() <= BILL_BODY_BYTES_MAX, "the 402's body is longer than any bill");
         body.extend_from_slice(&chunk);
     }
-    let bill = decode_payment_required(header.as_deref(), Some(&body))?;
-    anyhow::ensure!(!bill.requirements.is_empty(), "the bill has no offer that could be paid");
-    Ok(bill.requirements.len())
+    let transfers = decode_bill(&body)?.map_or(0, |read| read.bill.options.len());
+    let offers = match decode_payment_required(header.as_deref(), Some(&body)) {
+        Ok(bill) => bill.requirements.len() + transfers,
+        // A bill that takes transfers alone has no terms of x402.
+        Err(_) if header.is_none() && transfers > 0 => transfers,
+        // Its text has its cause in it.
+        Err(error) => anyhow::bail!("{error}"),
+    };
+    anyhow::ensure!(offers > 0, "the bill has no offer that could be paid");
+    Ok(offers)
 }
 
 /// A path that the route matches, if the route is paid.
