@@ -13,7 +13,7 @@ use crate::{
     bounced::Bounced,
     follower::Follower,
     lane::Lane,
-    node::{Agreement, Header, NoAnswer, Node},
+    node::{Agreement, Header, NoAnswer, Node, ask},
     signature,
     token::{Coin, Token},
 };
@@ -53,11 +53,11 @@ impl Chain {
         let mut coins = Vec::with_capacity(config.assets.len() + 1);
         for asset in &config.assets {
             if config.relayer.is_some() {
-                let token = Token::read(&node, &config.network, chain_id, asset).await?;
+                let token = Token::read(&node, &config, chain_id, asset).await?;
                 coins.push(Coin::of(&token));
                 tokens.push(token);
             } else {
-                coins.push(Coin::read(&node, &config.network, asset).await?);
+                coins.push(Coin::read(&node, &config, asset).await?);
             }
         }
         coins.extend(Coin::native(&config));
@@ -75,51 +75,75 @@ impl Chain {
     }
 
     /// Whether a block at `number` is as final as asked for. A node that does not know the tag could not tell.
-    pub(crate) async fn is_final(&self, number: u64, finality: Finality) -> Result<bool, NoAnswer> {
-        match finality {
-            // The node that has a receipt has its block, which is the first confirmation.
-            Finality::Blocks(0 | 1) => Ok(true),
-            Finality::Blocks(blocks) => {
-                let head: u64 = self.node.head().await?.number.to();
-                Ok(head.saturating_add(1) >= number.saturating_add(blocks))
-            }
-            Finality::Safe => Ok(self.node.tagged("safe").await?.number.to::<u64>() >= number),
-            Finality::Finalized => Ok(self.node.tagged("finalized").await?.number.to::<u64>() >= number),
+    pub(crate) async fn is_final(
+        &self,
+        number: u64,
+        finality: Finality,
+        agreement: Agreement,
+    ) -> Result<bool, NoAnswer> {
+        // The node that has a receipt has its block, which is the first confirmation.
+        if let Finality::Blocks(0 | 1) = finality {
+            return Ok(true);
         }
+        Ok(self.final_height(finality, agreement).await? >= number)
+    }
+
+    /// The height of the highest block that is as final as asked for.
+    async fn final_height(&self, finality: Finality, agreement: Agreement) -> Result<u64, NoAnswer> {
+        let (asked, on_top) = match finality {
+            Finality::Safe => (ask::tagged("safe"), 0),
+            Finality::Finalized => (ask::tagged("finalized"), 0),
+            Finality::Blocks(blocks) => (ask::head(), blocks.saturating_sub(1)),
+        };
+        Ok(self.node.agreed(asked, agreement).await?.number.to::<u64>().saturating_sub(on_top))
     }
 
     /// The highest block that is as final as asked for.
-    pub(crate) async fn final_block(&self, finality: Finality) -> Result<Header, BoxError> {
-        let number = match finality {
-            Finality::Safe => return Ok(self.node.tagged("safe").await?),
-            Finality::Finalized => return Ok(self.node.tagged("finalized").await?),
-            Finality::Blocks(blocks) => {
-                self.node.head().await?.number.to::<u64>().saturating_sub(blocks.saturating_sub(1))
-            }
-        };
-        Ok(self.node.block(number).await?.ok_or("the node lacks a block below its own head")?)
+    pub(crate) async fn final_block(&self, finality: Finality, agreement: Agreement) -> Result<Header, BoxError> {
+        // What is agreed on of a head is how low it is; what is in it is agreed on by asking for it by its height.
+        let number = self.final_height(finality, agreement).await?;
+        let block = self.node.agreed(ask::block(number), agreement).await?;
+        Ok(block.ok_or("the node lacks a block below its own head")?)
     }
 
-    /// Whether the chain still has this block: every source is asked.
+    /// Whether the chain still has this block: every source is asked. Where there are several, two must miss it, or one that lies could
+    /// take back what was paid while the others rest.
     pub(crate) async fn is_canonical(&self, block: &BlockRef) -> Result<Canonical, BoxError> {
-        let mut verdict = None;
-        // Nodes that disagree prove nothing: one of them lags or lies. Those that do not answer are left out.
+        let (mut holds, mut gone) = (0, 0);
         for node in self.node.each() {
-            let found = match node.block(block.number).await {
-                Ok(found) => found,
+            match self.vote(&node, block).await {
+                Ok(Some(Canonical::Holds)) => holds += 1,
+                Ok(Some(Canonical::Gone)) => gone += 1,
+                Ok(None) => tracing::debug!(node = node.label(), number = block.number, "a node is not that far"),
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a block could not be read");
-                    continue;
                 }
-            };
-            let holds = found.is_some_and(|found| found.hash.0 == block.hash);
-            let says = if holds { Canonical::Holds } else { Canonical::Gone };
-            if verdict.is_some_and(|verdict| verdict != says) {
-                return Err(format!("the nodes disagree about block {}", block.number).into());
             }
-            verdict = Some(says);
         }
-        verdict.ok_or_else(|| format!("no node said whether block {} still holds", block.number).into())
+        let needed = self.node.sources().len().min(2);
+        match (holds, gone) {
+            (1.., 0) => Ok(Canonical::Holds),
+            (0, gone) if gone >= needed => Ok(Canonical::Gone),
+            // One of them lags or lies.
+            (1.., _) => Err(format!("the nodes disagree about block {}", block.number).into()),
+            _ => Err(format!("too few nodes said whether block {} still holds", block.number).into()),
+        }
+    }
+
+    /// What one node says of a block; nothing if there are others and it is not that far itself.
+    async fn vote(&self, node: &Node, block: &BlockRef) -> Result<Option<Canonical>, NoAnswer> {
+        let found = match node.block(block.number).await? {
+            None if self.node.sources().len() > 1 => {
+                if node.head().await?.number.to::<u64>() < block.number {
+                    return Ok(None);
+                }
+                // Again: its head may have come there in between.
+                node.block(block.number).await?
+            }
+            found => found,
+        };
+        let holds = found.is_some_and(|found| found.hash.0 == block.hash);
+        Ok(Some(if holds { Canonical::Holds } else { Canonical::Gone }))
     }
 
     /// The blocks that may still be undone, up to the newest.

@@ -33,7 +33,8 @@ impl EvmChains {
         let connecting =
             chains.into_iter().map(|chain| Chain::connect(chain, store.clone(), clock.clone(), rates.clone()));
         let chains = Self(futures_util::future::try_join_all(connecting).await?.into());
-        rates.begin(|network| chains.find(network).map(|chain| chain.node.clone())).await;
+        let sources = |chain: &Chain| (chain.node.clone(), chain.config.agreement());
+        rates.begin(|network| chains.find(network).map(sources)).await;
         Ok(chains)
     }
 

@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use farebox_core::{Decimal, EvmAddress, Finality, Network};
 use url::Url;
 
-use crate::{EvmKey, SourceConfig};
+use crate::{EvmKey, SourceConfig, node::Agreement};
 
 /// One chain on which we are paid.
 #[derive(Clone, Debug)]
@@ -82,6 +82,11 @@ impl ChainConfig {
             (Some(up_to), Some(worth)) => worth <= up_to,
         };
         self.confirmations.iter().find(enough).map_or_else(Finality::default, |tier| tier.finality)
+    }
+
+    /// How many sources must say what decides more than one payment: what a token is, what a coin is worth, whom a wallet obeys.
+    pub(crate) fn agreement(&self) -> Agreement {
+        self.quorum.map_or(Agreement::ONE, |quorum| Agreement(quorum.agree))
     }
 
     /// Whether payments in the native coin are taken.

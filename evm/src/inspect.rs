@@ -231,7 +231,7 @@ impl Looked {
     async fn tokens(&mut self, config: &ChainConfig, node: &Node, chain_id: u64) {
         for asset in &config.assets {
             if config.relayer.is_none() {
-                match Coin::read(node, &config.network, asset).await {
+                match Coin::read(node, config, asset).await {
                     Ok(coin) => {
                         let message =
                             format!("{} {} has {} decimals", coin.symbol, checksum(asset.address), coin.decimals);
@@ -241,7 +241,7 @@ impl Looked {
                 }
                 continue;
             }
-            match Token::read(node, &config.network, chain_id, asset).await {
+            match Token::read(node, config, chain_id, asset).await {
                 Ok(token) => {
                     let message = format!(
                         "{} {} is \"{}\" version \"{}\" with {} decimals",

@@ -1,6 +1,8 @@
 //! Tokens and networks that are known by name, so that a config can say `assets = ["USDC"]`.
 
-use farebox_core::Network;
+use farebox_core::{EvmAddress, Network};
+
+use crate::checksum;
 
 /// A token that a config may name by its symbol. Source: the issuers' lists; the EIP-712 name and version are not here, since
 /// they are read from the chain.
@@ -12,7 +14,7 @@ pub struct KnownAsset {
     pub symbol: &'static str,
     /// EIP-55.
     pub address: &'static str,
-    /// For telling beforehand what price is too fine; what is charged goes by the chain's own word.
+    /// As its issuer tells them. A node that tells others is not believed.
     pub decimals: u8,
 }
 
@@ -66,6 +68,12 @@ pub fn known_native(network: &Network) -> Option<&'static str> {
 #[must_use]
 pub fn known_asset(network: &Network, symbol: &str) -> Option<&'static KnownAsset> {
     KNOWN_ASSETS.iter().find(|a| a.network == network.as_str() && a.symbol == symbol)
+}
+
+/// What is known of the token at `address`.
+pub(crate) fn known_token(network: &Network, address: EvmAddress) -> Option<&'static KnownAsset> {
+    let at = checksum(address);
+    KNOWN_ASSETS.iter().find(|a| a.network == network.as_str() && a.address == at)
 }
 
 /// Whether `network` is known to be a test network. False for networks we do not know.

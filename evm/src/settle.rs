@@ -124,7 +124,7 @@ impl Chain {
         let (finality, agreement) = (payment.finality, self.agreement(&payment.amount));
         let mut wait = self.config.limits.poll_min;
         loop {
-            if self.is_final(receipt.block_number.to(), finality).await? {
+            if self.is_final(receipt.block_number.to(), finality, agreement).await? {
                 if finality == Finality::Blocks(1) && agreement == Agreement::ONE {
                     return Ok(receipt);
                 }
@@ -179,16 +179,18 @@ impl Chain {
         hash: Option<TransactionId>,
     ) -> Result<Settlement, BoxError> {
         let Transfer { token, from, nonce, .. } = *transfer;
-        if !self.authorization_ended(token, from, nonce, None).await? {
-            return self.expired(transfer, payment.finality, hash).await;
+        let agreement = self.agreement(&payment.amount);
+        if !self.authorization_ended(token, from, nonce, None, agreement).await? {
+            return self.expired(payment, transfer, hash).await;
         }
         let Some(by) = self.find_end(payment, transfer).await? else {
             return Err("the authorization is used, and the transaction that used it was not found in the logs".into());
         };
-        let receipt =
-            self.node.receipt(by).await?.ok_or("the transaction that used the authorization has no receipt")?;
+        // The logs are one source's word, and name only where to look.
+        let receipt = self.node.agreed_receipt(by, agreement).await?;
+        let receipt = receipt.ok_or("the transaction that used the authorization has no receipt")?;
         let block: u64 = receipt.block_number.to();
-        if !self.is_final(block, payment.finality).await? {
+        if !self.is_final(block, payment.finality, agreement).await? {
             return Ok(in_doubt(
                 Some(transaction_id(by)),
                 "the authorization's use does not have its confirmations yet",
@@ -220,18 +222,19 @@ impl Chain {
     /// An unused authorization: over once a block deep enough says that its time is up, for no later block can be earlier.
     async fn expired(
         &self,
+        payment: &Payment,
         transfer: &Transfer,
-        finality: Finality,
         hash: Option<TransactionId>,
     ) -> Result<Settlement, BoxError> {
-        let block = self.final_block(finality).await?;
+        let agreement = self.agreement(&payment.amount);
+        let block = self.final_block(payment.finality, agreement).await?;
         let block_s: u64 = block.timestamp.to();
         if block_s < transfer.valid_before {
             let left_s = transfer.valid_before - block_s;
             return Ok(in_doubt(hash, format!("the authorization is unused and may be used for another {left_s} s")));
         }
         let Transfer { token, from, nonce, .. } = *transfer;
-        if self.authorization_ended(token, from, nonce, Some(block.number.to())).await? {
+        if self.authorization_ended(token, from, nonce, Some(block.number.to()), agreement).await? {
             return Err("the authorization is used in a block and unused in a later one; the nodes disagree".into());
         }
         let (code, detail) = match hash {

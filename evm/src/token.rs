@@ -5,7 +5,7 @@ use alloy::{
     sol_types::SolCall,
 };
 use farebox_core::{
-    Amount, AssetId, Decimal, EvmAddress, Network, Offer, Price, RailName,
+    Amount, AssetId, Decimal, EvmAddress, Offer, Price, RailName,
     ports::{BoxError, OfferError},
 };
 
@@ -13,7 +13,8 @@ use crate::{
     AssetConfig, ChainConfig, ConnectError, NoRate, Pegged, Rates,
     abi::Token as Abi,
     address, checksum,
-    node::{Call, Called, Node},
+    known::known_token,
+    node::{Call, Called, Node, ask},
     rates,
     signature::domain_separator,
 };
@@ -40,16 +41,16 @@ impl Coin {
     /// Reads a token that need not take authorizations.
     ///
     /// # Errors
-    /// Unreachable, or a contract that does not tell its decimals.
-    pub(crate) async fn read(node: &Node, network: &Network, asset: &AssetConfig) -> Result<Self, ConnectError> {
-        let reader = Reader { node, network, token: asset.address };
+    /// Unreachable, or a contract that does not tell its decimals, or not those that its issuer does.
+    pub(crate) async fn read(node: &Node, config: &ChainConfig, asset: &AssetConfig) -> Result<Self, ConnectError> {
+        let reader = Reader { node, config, token: asset.address };
         if reader.code().await?.is_empty() {
             return Err(reader.unusable("has no code on this chain"));
         }
         Ok(Self {
-            asset: AssetId::erc20(network.clone(), asset.address),
+            asset: AssetId::erc20(config.network.clone(), asset.address),
             symbol: asset.symbol.clone(),
-            decimals: reader.must(Abi::decimalsCall {}).await?,
+            decimals: reader.decimals().await?,
             pegged: asset.pegged,
         })
     }
@@ -134,19 +135,20 @@ impl Token {
     /// Reads the token from the chain.
     ///
     /// # Errors
-    /// Unreachable, or a token that has no code, no EIP-3009, or a domain that its name and version do not explain.
+    /// Unreachable, or a token that has no code, no EIP-3009, other decimals than its issuer tells, or a domain that its name and version
+    /// do not explain.
     pub(crate) async fn read(
         node: &Node,
-        network: &Network,
+        config: &ChainConfig,
         chain_id: u64,
         asset: &AssetConfig,
     ) -> Result<Self, ConnectError> {
-        let reader = Reader { node, network, token: asset.address };
+        let reader = Reader { node, config, token: asset.address };
         if reader.code().await?.is_empty() {
             return Err(reader.unusable("has no code on this chain"));
         }
         let name: String = reader.must(Abi::nameCall {}).await?;
-        let decimals: u8 = reader.must(Abi::decimalsCall {}).await?;
+        let decimals = reader.decimals().await?;
         let domain: B256 = reader.must(Abi::DOMAIN_SEPARATORCall {}).await?;
         // A token without EIP-3009 has no such function; asked of any address and nonce, one that has it answers.
         let nobody = Abi::authorizationStateCall { authorizer: Address::ZERO, nonce: B256::ZERO };
@@ -164,7 +166,7 @@ impl Token {
             return Err(reader.unusable("has a name or version of more than 64 bytes"));
         }
         Ok(Self {
-            asset: AssetId::erc20(network.clone(), asset.address),
+            asset: AssetId::erc20(config.network.clone(), asset.address),
             address: token,
             symbol: asset.symbol.clone(),
             pegged: asset.pegged,
@@ -196,15 +198,17 @@ impl Token {
     }
 }
 
+/// Reads what every bill is made by, from as many sources as have to agree on a payment.
 struct Reader<'a> {
     node: &'a Node,
-    network: &'a Network,
+    config: &'a ChainConfig,
     token: EvmAddress,
 }
 
 impl Reader<'_> {
     async fn code(&self) -> Result<Bytes, ConnectError> {
-        self.node.code(address::alloy(self.token)).await.map_err(|source| self.node.unreachable(self.network, source))
+        let code = self.node.agreed(ask::code(address::alloy(self.token)), self.config.agreement()).await;
+        code.map_err(|source| self.node.unreachable(&self.config.network, source))
     }
 
     /// The function's answer; `None` if the token has no such function or answers with something else.
@@ -215,10 +219,10 @@ impl Reader<'_> {
             gas: Some(U64::from(VIEW_GAS_MAX)),
             data: call.abi_encode().into(),
         };
-        match self.node.call(call, None).await {
+        match self.node.agreed(ask::call(&call, None), self.config.agreement()).await {
             Ok(Called::Returned(bytes)) => Ok(C::abi_decode_returns_validate(&bytes).ok()),
             Ok(Called::Reverted(_)) => Ok(None),
-            Err(source) => Err(self.node.unreachable(self.network, source)),
+            Err(source) => Err(self.node.unreachable(&self.config.network, source)),
         }
     }
 
@@ -227,7 +231,20 @@ impl Reader<'_> {
         answer.ok_or_else(|| self.unusable(&format!("does not answer {}", C::SIGNATURE)))
     }
 
+    /// A source that lies about them makes every price a thousandth, so what the issuer tells is the measure where it is known.
+    async fn decimals(&self) -> Result<u8, ConnectError> {
+        let found = self.must(Abi::decimalsCall {}).await?;
+        match known_token(&self.config.network, self.token) {
+            Some(known) if known.decimals != found => {
+                let problem =
+                    format!("has {found} decimals by its nodes, expected the {} of {}", known.decimals, known.symbol);
+                Err(self.unusable(&problem))
+            }
+            _ => Ok(found),
+        }
+    }
+
     fn unusable(&self, problem: &str) -> ConnectError {
-        ConnectError::Token { network: self.network.clone(), token: self.token, problem: problem.to_owned() }
+        ConnectError::Token { network: self.config.network.clone(), token: self.token, problem: problem.to_owned() }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     abi, address,
     chain::{Chain, contract_signature, transfer_call},
     check::{CLOCK_SKEW_S, code, proof, rejected},
-    node::{Answered, Call, Called},
+    node::{Agreement, Answered, Call, Called, ask},
     signature,
     token::Token,
 };
@@ -103,7 +103,7 @@ impl Chain {
     async fn reason(&self, token: &Token, x402: &X402Credential, answer: &Answered) -> Result<Rejected, BoxError> {
         let a = &x402.authorization;
         let from = address::alloy(a.from);
-        if self.authorization_ended(token.address, from, a.nonce.into(), None).await? {
+        if self.authorization_ended(token.address, from, a.nonce.into(), None, Agreement::ONE).await? {
             return Ok(rejected(code::NONCE_USED, "this authorization was used or cancelled before; sign a new one"));
         }
         let balance = self.token_balance(token, from).await?;
@@ -125,10 +125,11 @@ impl Chain {
         authorizer: alloy::primitives::Address,
         nonce: alloy::primitives::B256,
         block: Option<u64>,
+        agreement: Agreement,
     ) -> Result<bool, BoxError> {
         let call = abi::Token::authorizationStateCall { authorizer, nonce };
         let call = Call { from: None, to: token, gas: None, data: call.abi_encode().into() };
-        match self.node.call(call, block).await? {
+        match self.node.agreed(ask::call(&call, block), agreement).await? {
             Called::Returned(word) => Ok(abi::Token::authorizationStateCall::abi_decode_returns_validate(&word)?),
             Called::Reverted(answer) => Err(Box::new(answer)),
         }

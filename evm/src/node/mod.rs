@@ -156,10 +156,6 @@ impl Node {
         self.ask(&ask::logs(&filter)).await
     }
 
-    pub(crate) async fn receipt(&self, hash: B256) -> Result<Option<Receipt>, NoAnswer> {
-        self.ask(&ask::receipt(hash)).await
-    }
-
     /// The receipts of those that are mined as far as one source says, in as few questions as it allows. That one is missing decides
     /// nothing.
     pub(crate) async fn receipts(&self, hashes: &[B256]) -> Result<Vec<Receipt>, NoAnswer> {

@@ -12,7 +12,7 @@ use farebox_core::{Decimal, EvmAddress, Timestamp, ports::BoxError};
 use super::Rate;
 use crate::{
     address,
-    node::{Call, Called, Node, ask},
+    node::{Agreement, Call, Called, Node, ask},
 };
 
 sol! {
@@ -27,19 +27,19 @@ const DECIMALS_MAX: u8 = 18;
 
 #[derive(Debug)]
 pub(super) struct Feed {
-    /// The chain's sources, once it is connected.
-    node: OnceLock<Node>,
+    /// The chain's sources and how many must say the same, once it is connected.
+    sources: OnceLock<(Node, Agreement)>,
     aggregator: Address,
 }
 
 impl Feed {
     pub(super) fn new(aggregator: EvmAddress) -> Self {
-        Self { node: OnceLock::new(), aggregator: address::alloy(aggregator) }
+        Self { sources: OnceLock::new(), aggregator: address::alloy(aggregator) }
     }
 
     /// From the first call on.
-    pub(super) fn ask_at(&self, node: Node) {
-        self.node.get_or_init(|| node);
+    pub(super) fn ask_at(&self, node: Node, agreement: Agreement) {
+        self.sources.get_or_init(|| (node, agreement));
     }
 
     /// The last round's answer, with the time at which it was given.
@@ -52,8 +52,8 @@ impl Feed {
         };
         let round = ask::call(&call(latestRoundDataCall {}.abi_encode()), None);
         let decimals = ask::call(&call(decimalsCall {}.abi_encode()), None);
-        let node = self.node.get().ok_or("the chain of the feed is not connected")?;
-        let (round, decimals) = node.batch((round, decimals)).await?;
+        let (node, agreement) = self.sources.get().ok_or("the chain of the feed is not connected")?;
+        let (round, decimals) = node.agreed((round, decimals), *agreement).await?;
         let round = latestRoundDataCall::abi_decode_returns_validate(&returned(round)?)?;
         let decimals = decimalsCall::abi_decode_returns_validate(&returned(decimals)?)?;
         if decimals > DECIMALS_MAX {

@@ -24,7 +24,7 @@ use url::Url;
 
 pub(crate) use self::convert::{fee_units, units_for, worth};
 use self::{chainlink::Feed, json::Page};
-use crate::node::Node;
+use crate::node::{Agreement, Node};
 
 /// How long one reading may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -191,17 +191,17 @@ impl Rates {
     }
 
     /// Reads every rate once, and goes on reading in the background, once however often this is called. One that could not be read is
-    /// told in the log, and not served. `nodes` gives the sources of a chain. Needs a running tokio runtime.
-    pub(crate) async fn begin(self: &Arc<Self>, nodes: impl Fn(&Network) -> Option<Node>) {
+    /// told in the log, and not served. `nodes` gives the sources of a chain, and how many must agree. Needs a running tokio runtime.
+    pub(crate) async fn begin(self: &Arc<Self>, nodes: impl Fn(&Network) -> Option<(Node, Agreement)>) {
         if self.reading.swap(true, Ordering::SeqCst) {
             return;
         }
         for entry in &self.entries {
             if let (Reader::Chainlink(feed), RateSource::Chainlink { network, .. }) =
                 (&entry.reader, &entry.config.source)
-                && let Some(node) = nodes(network)
+                && let Some((node, agreement)) = nodes(network)
             {
-                feed.ask_at(node);
+                feed.ask_at(node, agreement);
             }
         }
         futures_util::future::join_all(self.entries.iter().map(|entry| entry.read(&*self.clock))).await;

@@ -66,12 +66,14 @@ impl Wallets {
             gas: Some(U64::from(chain.config.limits.gas_limit_max)),
             data: abi::is_valid_signature(digest, signature),
         };
+        // Whatever the payment is worth: who is taken for the payer gets what others have paid for.
+        let agreement = chain.config.agreement();
         let called = match known {
-            Some(_) => chain.node.call(call, None).await.map_err(unavailable)?,
+            Some(_) => chain.node.agreed(ask::call(&call, None), agreement).await.map_err(unavailable)?,
             // Both at once: where there is no code, the call says nothing.
             None => {
                 let asked = (ask::code(wallet), ask::call(&call, None));
-                let (found, called) = chain.node.batch(asked).await.map_err(unavailable)?;
+                let (found, called) = chain.node.agreed(asked, agreement).await.map_err(unavailable)?;
                 self.note(key, !found.is_empty());
                 if found.is_empty() {
                     return Err(bad_signature());

@@ -11,6 +11,7 @@ mod hostile;
 mod inspect;
 mod lane;
 mod proxy;
+mod quorum;
 mod rates;
 mod settle;
 mod sources;

@@ -29,7 +29,7 @@ use crate::{
 const RECEIPT: &str = "eth_getTransactionReceipt";
 
 /// A shop whose chain has so many sources, each behind a proxy.
-async fn shop(count: usize, change: impl FnOnce(&mut ChainConfig)) -> (Vec<Arc<Proxy>>, Shop) {
+pub(crate) async fn shop(count: usize, change: impl FnOnce(&mut ChainConfig)) -> (Vec<Arc<Proxy>>, Shop) {
     let proxies = Mutex::new(Vec::new());
     let route = |url: &str| {
         *proxies.lock() = (0..count).map(|_| Proxy::start(url)).collect::<Vec<_>>();
@@ -44,12 +44,12 @@ async fn shop(count: usize, change: impl FnOnce(&mut ChainConfig)) -> (Vec<Arc<P
     (proxies.into_inner().into_iter().map(|(proxy, _)| proxy).collect(), shop)
 }
 
-fn quorum(config: &mut ChainConfig) {
+pub(crate) fn quorum(config: &mut ChainConfig) {
     config.quorum = Some(Quorum { agree: 2, above: "0".parse::<Decimal>().unwrap() });
 }
 
 /// What a claim on this transaction comes to: `paid`, a refusal's code, or `unknown`.
-async fn verdict(shop: &Shop, transaction: B256) -> String {
+pub(crate) async fn verdict(shop: &Shop, transaction: B256) -> String {
     match shop.look(&shop.sign(&shop.draft(transaction)), &Unlimited).await {
         Ok(_) => "paid".to_owned(),
         Err(error) => match told(&error) {
