@@ -134,7 +134,7 @@ impl AuditEntry {
             PaymentEvent::Released { .. } | PaymentEvent::LeaseExpired => AuditOutcome::Released,
             PaymentEvent::Refused { .. } if after.state == PaymentState::Void => AuditOutcome::Released,
             PaymentEvent::Refused { .. } => AuditOutcome::Refused,
-            PaymentEvent::RunEnded => return None,
+            PaymentEvent::RunEnded | PaymentEvent::BrokeOff => return None,
         };
         Some(Self::about(after, outcome, at))
     }

@@ -16,6 +16,10 @@ use crate::{
 /// the upstream's failures, and an outage must not use a payment up.
 const RUNS_MAX: u32 = 1_000;
 
+/// How often one payment may run the upstream when a part of the answer has gone out each time. Whoever brings an upstream to break off
+/// just before the end has had nearly all of it.
+const BROKEN_RUNS_MAX: u32 = 3;
+
 /// Where a payment stands. The order is the usual order of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -127,6 +131,8 @@ pub struct Payment {
     pub request: RequestId,
     /// How many times the upstream was let run for it.
     pub runs: u32,
+    /// How many of them broke off after the payer had a part of the answer.
+    pub broken_runs: u32,
     /// When the payer's authorization ends by itself.
     pub valid_until: Timestamp,
     /// When it was claimed.
@@ -285,6 +291,8 @@ pub enum PaymentEvent {
     },
     /// The holder stopped without delivering: the upstream or the client broke off. `Settled | InDoubt | Settling | Refused`.
     RunEnded,
+    /// As `RunEnded`, after a part of the answer was handed out.
+    BrokeOff,
 }
 
 /// An event that does not fit the state: a lost race or a bug, never applied.
@@ -322,6 +330,7 @@ impl Payment {
             reversed: false,
             request: claim.request,
             runs: 1,
+            broken_runs: 0,
             valid_until: claim.valid_until,
             created_at: claim.now,
             updated_at: claim.now,
@@ -413,11 +422,15 @@ impl Payment {
         match (self.state, self.delivery) {
             (S::Refused, _) | (S::Settled, Delivery::Delivered | Delivery::Credited) => Decision::Replayed,
             (S::Settled, Delivery::Pending) if held => Decision::Busy,
-            (S::Settled, Delivery::Pending) if self.runs >= RUNS_MAX => Decision::Replayed,
+            (S::Settled, Delivery::Pending) if self.run_out() => Decision::Replayed,
             // Claimed by a process that died: no transaction was stored, so starting over charges once.
             (S::Claimed | S::Settled, Delivery::Pending) if !held => Decision::TakeOver,
             (S::Claimed | S::Settling | S::InDoubt | S::Settled | S::Void, _) => Decision::Busy,
         }
+    }
+
+    const fn run_out(&self) -> bool {
+        self.runs >= RUNS_MAX || self.broken_runs >= BROKEN_RUNS_MAX
     }
 
     /// The row after a take-over.
@@ -469,9 +482,12 @@ impl Payment {
                 self.delivery = Delivery::Delivered;
                 self.holder = None;
             }
-            (S::Settling | S::InDoubt | S::Settled | S::Refused, E::RunEnded) => {
+            (S::Settling | S::InDoubt | S::Settled | S::Refused, E::RunEnded | E::BrokeOff) => {
                 if ours {
                     self.holder = None;
+                }
+                if *event == E::BrokeOff {
+                    self.broken_runs = self.broken_runs.saturating_add(1);
                 }
             }
             (state, event) => return Err(IllegalEvent { id: self.id, state, event: event.name() }),
@@ -515,6 +531,7 @@ impl PaymentEvent {
             Self::Refused { .. } => "refused",
             Self::Delivered { .. } => "delivered",
             Self::RunEnded => "run_ended",
+            Self::BrokeOff => "broke_off",
         }
     }
 }

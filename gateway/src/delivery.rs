@@ -25,15 +25,21 @@ use crate::{challenge::is_end_to_end, till::Till, upstream::UpstreamBody};
 /// Between two tries to tell books that do not listen.
 const END_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a caller may leave the answer unread and still blame the upstream for what comes after. An upstream gives up on whoever does
+/// not read, so that its error is a caller's to make.
+const UNREAD_MAX: Duration = Duration::from_secs(3);
+
 /// One run of the upstream for a payment. Dropped before it is done, it tells the books that the run ended without a delivery.
 #[derive(Debug)]
 pub(crate) struct Hold {
     open: Option<(Arc<Till>, PaymentId)>,
+    /// Whether the caller has had any of the answer.
+    begun: bool,
 }
 
 impl Hold {
     pub(crate) fn new(till: &Arc<Till>, payment: PaymentId) -> Self {
-        Self { open: Some((till.clone(), payment)) }
+        Self { open: Some((till.clone(), payment)), begun: false }
     }
 
     /// The books have the end already.
@@ -69,7 +75,8 @@ impl Drop for Hold {
         let (Some((till, payment)), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) else {
             return;
         };
-        runtime.spawn(async move { end_in_books(&till, payment, PaymentEvent::RunEnded).await });
+        let ended = if self.begun { PaymentEvent::BrokeOff } else { PaymentEvent::RunEnded };
+        runtime.spawn(async move { end_in_books(&till, payment, ended).await });
     }
 }
 
@@ -103,8 +110,10 @@ pub(crate) struct DeliveryBody {
     remaining: Option<u64>,
     kept: Kept,
     stage: Stage,
-    /// Whether the caller has had any of it.
-    begun: bool,
+    /// When the caller was given the newest frame, until they ask for the next.
+    handed_at: Option<Instant>,
+    /// Whether the caller ever took longer than [`UNREAD_MAX`] to ask for the next.
+    unread: bool,
 }
 
 type Recording = Pin<Box<dyn Future<Output = Result<(), RecordError>> + Send>>;
@@ -140,7 +149,8 @@ impl DeliveryBody {
             },
             upstream,
             stage: Stage::Streaming(hold),
-            begun: false,
+            handed_at: None,
+            unread: false,
         }
     }
 
@@ -200,16 +210,24 @@ impl http_body::Body for DeliveryBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        this.unread |= this.handed_at.take().is_some_and(|at| at.elapsed() > UNREAD_MAX);
         loop {
             match &mut this.stage {
                 Stage::Streaming(_) => match ready!(Pin::new(&mut this.upstream).poll_frame(context)) {
                     Some(Ok(frame)) if this.note(&frame) => this.record(Some(frame)),
                     Some(Ok(frame)) => {
-                        this.begun = true;
+                        if let Stage::Streaming(hold) = &mut this.stage {
+                            hold.begun = true;
+                        }
+                        this.handed_at = Some(Instant::now());
                         return Poll::Ready(Some(Ok(frame)));
                     }
                     Some(Err(error)) => {
-                        this.stage = Stage::Over;
+                        if let Stage::Streaming(hold) = std::mem::replace(&mut this.stage, Stage::Over)
+                            && this.unread
+                        {
+                            hold.left();
+                        }
                         return Poll::Ready(Some(Err(error.into())));
                     }
                     None => this.record(None),
@@ -246,7 +264,7 @@ impl http_body::Body for DeliveryBody {
 impl Drop for DeliveryBody {
     fn drop(&mut self) {
         if let Stage::Streaming(hold) = std::mem::replace(&mut self.stage, Stage::Over)
-            && self.begun
+            && hold.begun
         {
             hold.left();
         }

@@ -131,7 +131,7 @@ pub(crate) fn record(
 fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO payments ({PAYMENT_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
-         ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31) ON CONFLICT (id) DO NOTHING"
+         ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32) ON CONFLICT (id) DO NOTHING"
     );
     let account = payment.payer.as_str();
     let asset = &payment.amount.asset;
@@ -167,6 +167,7 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         payment.finality.to_string(),
         payment.reversed,
         payment.request.as_str(),
+        payment.broken_runs,
     ])?;
     if inserted == 1 { Ok(()) } else { Err(StoreError::IdTaken(payment.id)) }
 }
@@ -175,7 +176,7 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
 fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = "UPDATE payments SET state = ?2, reason = ?3, delivery = ?4, runs = ?5, transaction_id = ?6, \
                block_number = ?7, block_hash = ?8, updated_at = ?9, holder = ?10, lease_until = ?11, \
-               reversed = ?12, request = ?13 WHERE id = ?1";
+               reversed = ?12, request = ?13, broken_runs = ?14 WHERE id = ?1";
     let changed = connection.prepare_cached(sql)?.execute(params![
         payment.id.to_string(),
         payment.state.as_str(),
@@ -190,6 +191,7 @@ fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         Unsigned::from(payment.lease_until),
         payment.reversed,
         payment.request.as_str(),
+        payment.broken_runs,
     ])?;
     if changed == 1 { Ok(()) } else { Err(StoreError::NoPayment(payment.id)) }
 }

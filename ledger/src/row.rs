@@ -32,7 +32,8 @@ pub struct CorruptRow {
 /// In the order in which [`payment`] reads and [`bind_payment`] binds.
 pub(crate) const PAYMENT_COLUMNS: &str = "id, proof, state, reason, delivery, runs, rail, route, method, resource, caller, \
      payer, payer_address, units, asset, network, pay_to, transaction_id, block_number, block_hash, valid_until, \
-     created_at, updated_at, holder, lease_until, credential, digest, credit, finality, reversed, request";
+     created_at, updated_at, holder, lease_until, credential, digest, credit, finality, reversed, request, \
+     broken_runs";
 
 /// Reads a row of [`PAYMENT_COLUMNS`].
 pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
@@ -78,6 +79,7 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
     let finality = fields.with("finality", finality_named)?;
     let reversed = fields.get("reversed")?;
     let request = RequestId::new(fields.text("request")?);
+    let broken_runs = fields.number("broken_runs")?;
     Ok(Payment {
         id,
         proof,
@@ -97,6 +99,7 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
         reversed,
         request,
         runs,
+        broken_runs,
         valid_until,
         created_at,
         updated_at,

@@ -139,13 +139,14 @@ CREATE TABLE payments_v2 (
     credit         TEXT    NOT NULL CHECK (credit <> '' AND credit NOT GLOB '*[^0-9]*'),
     finality       TEXT    NOT NULL CHECK (finality IN ('safe', 'finalized') OR (finality GLOB '[1-9]*' AND finality NOT GLOB '*[^0-9]*')),
     reversed       INTEGER NOT NULL CHECK (reversed IN (0, 1)),
-    request        TEXT    NOT NULL
+    request        TEXT    NOT NULL,
+    broken_runs    INTEGER NOT NULL CHECK (broken_runs >= 0)
 ) STRICT;
 INSERT INTO payments_v2 SELECT
     id, proof, state, reason, delivery, runs, rail, route, method, resource, caller, payer, payer_address, units, asset,
     network, pay_to, transaction_id, block_number, block_hash, valid_until, created_at, updated_at, holder, lease_until,
     credential, digest,
-    '0', 'finalized', 0, 'unknown'
+    '0', 'finalized', 0, 'unknown', 0
 FROM payments;
 DROP TABLE payments;
 ALTER TABLE payments_v2 RENAME TO payments;

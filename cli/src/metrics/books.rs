@@ -53,6 +53,7 @@ const fn event_name(event: &PaymentEvent) -> &'static str {
         PaymentEvent::Refused { .. } => "refused",
         PaymentEvent::Delivered { .. } => "delivered",
         PaymentEvent::RunEnded => "run_ended",
+        PaymentEvent::BrokeOff => "broke_off",
     }
 }
 

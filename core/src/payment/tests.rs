@@ -134,6 +134,18 @@ fn broken_runs_come_to_an_end() {
 }
 
 #[test]
+fn answers_that_break_off_in_the_middle_come_to_an_end_soon() {
+    let mut payment = Payment::first(claim("a", 1));
+    assert!(apply(&mut payment, "a", 2, started()) && apply(&mut payment, "a", 3, settled()));
+    for second in 4..4 + u64::from(BROKEN_RUNS_MAX) {
+        let Contest::Grant(row) = payment.clone().contest(&claim("a", second + 60)) else { panic!("{payment:?}") };
+        payment = row;
+        assert!(apply(&mut payment, "a", second, PaymentEvent::BrokeOff));
+    }
+    assert_eq!(contest(&payment, claim("a", 99)), "replayed");
+}
+
+#[test]
 fn only_the_holder_may_start_a_settlement_of_a_fresh_claim() {
     let mut payment = Payment::first(claim("a", 1));
     assert!(!apply(&mut payment, "b", 2, started()));
@@ -280,6 +292,7 @@ fn any_event() -> impl Strategy<Value = PaymentEvent> {
         Just(refused()),
         Just(delivered()),
         Just(PaymentEvent::RunEnded),
+        Just(PaymentEvent::BrokeOff),
     ]
 }
 
@@ -320,7 +333,7 @@ proptest! {
             }
             deliveries += u32::from(matches!(event, PaymentEvent::Delivered { .. }));
             let again = matches!(event, PaymentEvent::Doubted | PaymentEvent::Settled { .. }) && unchanged.state == payment.state;
-            let silent = again || event == PaymentEvent::RunEnded;
+            let silent = again || matches!(event, PaymentEvent::RunEnded | PaymentEvent::BrokeOff);
             let told = crate::AuditEntry::of(unchanged.state, &payment, &event, payment.updated_at);
             prop_assert_eq!(told.is_none(), silent);
             prop_assert!(payment.state != PaymentState::Void || payment.transaction.is_none());

@@ -11,10 +11,11 @@ use std::{
 use farebox_core::{Delivery, PaymentState, SettleWhen};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::{
-    shop::{Shop, counting, saying},
-    support::{self, patiently, text, upstream},
+    shop::{Shop, counting, eventually, saying},
+    support::{self, patiently, raw_upstream, read_head, text, upstream},
 };
 
 #[tokio::test]
@@ -204,4 +205,38 @@ async fn a_charged_payment_outlives_many_failures_of_the_upstream() {
     let shop = Shop { upstream: better, ..shop }.restart("2").await;
     assert_eq!(shop.get("/paid/x", Some(&credential)).await.body, "ok 1");
     assert_eq!(shop.rail.charged().len(), 1);
+}
+
+/// An upstream gives up on whoever does not read, and a caller could make its error, again and again, just before the end.
+#[tokio::test]
+async fn a_caller_who_stops_reading_until_the_upstream_gives_up_has_had_the_stream() {
+    const CHUNK: &[u8] = &[b'x'; 65_536];
+    let address = raw_upstream(|mut tcp| async move {
+        read_head(&mut tcp).await;
+        tcp.write_all(b"HTTP/1.1 200 ok\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        let chunk = [b"10000\r\n", CHUNK, b"\r\n"].concat();
+        while matches!(tokio::time::timeout(Duration::from_secs(4), tcp.write_all(&chunk)).await, Ok(Ok(()))) {}
+    })
+    .await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, format!("http://{address}")).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    let request = shop.client.get(shop.gateway.url("/paid/x")).header(credential.0.clone(), credential.1.clone());
+    let mut response = patiently(request.send()).await.unwrap();
+    patiently(response.chunk()).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
+    while let Ok(Some(_)) = patiently(response.chunk()).await {}
+    eventually(|| shop.state() == (PaymentState::Settled, Delivery::Delivered)).await;
+    shop.get("/paid/x", Some(&credential)).await.check(409, "already_delivered", "never", "true");
+}
+
+#[tokio::test]
+async fn a_stream_that_always_breaks_off_is_left_to_a_person_soon() {
+    let (url, calls) = saying("HTTP/1.1 200 ok\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+    let shop = Shop::open(SettleWhen::BeforeResponse, url).await;
+    let credential = shop.sign("/paid/x", 1).await;
+    for _ in 0..3 {
+        assert!(shop.get("/paid/x", Some(&credential)).await.body.starts_with("broken"));
+    }
+    shop.get("/paid/x", Some(&credential)).await.check(409, "delivery_owed", "never", "true");
+    assert_eq!((calls.load(Ordering::SeqCst), shop.rail.charged().len()), (3, 1));
 }

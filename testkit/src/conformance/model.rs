@@ -85,6 +85,7 @@ fn event() -> impl Strategy<Value = PaymentEvent> {
         2 => Just(E::Reversed),
         1 => Just(E::Refused { code: "reverted".into() }),
         2 => Just(E::RunEnded),
+        1 => Just(E::BrokeOff),
         3 => (0..TRANSACTIONS).prop_map(settled),
         2 => prop::collection::vec(any::<u8>(), 0..4).prop_map(|body| delivered(&body)),
         1 => Just(E::Delivered { answer: None }),
