@@ -121,6 +121,9 @@ pub trait Lookups: fmt::Debug + Send + Sync {
     /// # Errors
     /// There is none left.
     fn take(&self) -> Result<(), NoLookup>;
+
+    /// Gives one back that was taken: what it was taken for has been vouched for, so that only failures count.
+    fn give_back(&self) {}
 }
 
 /// A caller has caused too many questions lately.
