@@ -92,7 +92,11 @@ impl TransferWallet for LocalWallet {
         let node = self.node(sent.network)?;
         let hashes: Vec<B256> = sent.transactions.iter().map(hash).collect::<Result<_, _>>()?;
         if let Some(mined) = mined(node, sent, &hashes).await? {
-            return Ok(TransferFate::Mined(mined));
+            let execution = mined.execution;
+            return Ok(TransferFate::Mined(match execution {
+                Execution::Succeeded => mined,
+                Execution::Reverted => reverted(node, sent, &hashes).await?,
+            }));
         }
         if node.mined_nonce(self.key.alloy_address()).await.map_err(unavailable)? <= sent.nonce {
             return Ok(TransferFate::Unmined);
@@ -168,6 +172,32 @@ async fn mined(node: &Node, sent: &SentTransfer<'_>, hashes: &[B256]) -> Result<
         return Ok(Some(of_receipt(receipt, confirmations, depth)));
     }
     Ok(None)
+}
+
+/// What every node says of a transaction that one of them calls reverted: whoever believes that pays again, so that one node that lies
+/// or errs must not decide it. Any node that has it as done is believed: a claim on it costs nothing. As deep as the node has it that
+/// sees the fewest blocks over it.
+async fn reverted(node: &Node, sent: &SentTransfer<'_>, hashes: &[B256]) -> Result<MinedTransfer, WalletError> {
+    let mut told: Vec<MinedTransfer> = Vec::new();
+    let mut silent = None;
+    for each in node.each() {
+        match mined(&each, sent, hashes).await {
+            Ok(Some(mined)) if mined.execution == Execution::Succeeded => return Ok(mined),
+            Ok(Some(mined)) => told.push(mined),
+            Ok(None) => {
+                silent = Some(unavailable("a node says that a transfer reverted, and another does not know it"))
+            }
+            Err(error) => silent = Some(error),
+        }
+    }
+    if let Some(error) = silent {
+        return Err(error);
+    }
+    let same = told.iter().all(|one| (&one.transaction, one.block) == (&told[0].transaction, told[0].block));
+    let shallowest = told.into_iter().min_by_key(|one| (one.depth == Depth::Reached, one.confirmations));
+    shallowest
+        .filter(|_| same)
+        .ok_or_else(|| unavailable("the nodes say of different transactions or blocks that a transfer reverted"))
 }
 
 fn of_receipt(receipt: &Receipt, confirmations: u64, depth: Depth) -> MinedTransfer {

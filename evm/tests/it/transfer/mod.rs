@@ -3,6 +3,7 @@
 mod checks;
 mod claims;
 mod cost;
+mod fate;
 mod follow;
 mod hostile;
 mod reorg;
