@@ -1,15 +1,16 @@
 //! What became of a transfer that was granted, after a reorganisation took its block away.
 //!
 //! Its money is back once the transaction is in the chain again, as final as it had to be, with the same transfer at the same place.
-//! It is given up only if it cannot come back: the chain has gone on without it for as many blocks as a reorganisation is believed to
-//! reach, every source says that it knows no such transaction, and, where we still know its sender and nonce, another transaction has
-//! used that nonce. (After a restart they are not known, and the first two must do.) Until then it is in doubt.
+//! It is given up only if it cannot come back: every source says that it knows no such transaction, and that another one used its nonce
+//! so many blocks ago that no reorganisation is believed to reach there. Until then it is in doubt: whoever has the signed transaction
+//! can send it again however old it is. After a restart sender and nonce are not known until the transaction is seen again, so that
+//! nothing can rule it out.
 
 use std::collections::HashMap;
 
 use alloy::primitives::{Address, B256};
 use farebox_core::{
-    Credential, Delivery, Payment,
+    Credential, Delivery, Finality, Payment,
     ports::{BoxError, Settlement},
 };
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     chain::Chain,
-    node::{Transaction, ask},
+    node::{Node, Transaction, ask},
 };
 
 /// Senders that are remembered; which ones make room is chance.
@@ -65,38 +66,46 @@ impl TransferRail {
         let facts = Facts::read(chain, wanted.transaction, payment.finality, agreement).await?;
         let found = facts.found(wanted.transaction, chain.clock.now(), chain.config.head_age_max)?;
         match found {
-            Found::Mined(mined) => back(payment, &wanted, chain, &facts, &mined),
+            Found::Mined(mined) => {
+                self.senders.note(mined.transaction);
+                back(payment, &wanted, chain, &facts, &mined)
+            }
             Found::Waiting(transaction) => {
                 self.senders.note(transaction);
                 Err("a reorganisation took the transaction out of its block, and it waits to be mined again".into())
             }
-            Found::Nowhere => self.gone(payment, chain, &wanted, facts.head.number.to()).await,
+            Found::Nowhere => self.gone(chain, wanted.transaction).await,
         }
     }
 
     /// No source that was asked knows the transaction.
-    async fn gone(&self, payment: &Payment, chain: &Chain, wanted: &Wanted, head: u64) -> Result<Settlement, BoxError> {
-        let block = payment.block.ok_or("this payment has no block that it was ever mined in")?;
-        let until = block.number.saturating_add(chain.config.limits.watch_depth);
-        if head < until {
-            return Err(format!(
-                "the transaction is unknown since a reorganisation; it may come back until block {until}"
-            )
-            .into());
-        }
+    async fn gone(&self, chain: &Chain, transaction: B256) -> Result<Settlement, BoxError> {
+        let Some((sender, nonce)) = self.senders.of(transaction) else {
+            return Err("the transaction is unknown since a reorganisation; its nonce is not known here any more, so that it may be sent again any time".into());
+        };
         for source in chain.node.each() {
-            let asked = (ask::receipt(wanted.transaction), ask::transaction(wanted.transaction));
+            // The nonce first: what it counts, the source has seen.
+            if source.nonce_at(sender, unreachable(&source, chain).await?).await? <= nonce {
+                return Err("the transaction is unknown since a reorganisation, and may be sent again any time".into());
+            }
+            let asked = (ask::receipt(transaction), ask::transaction(transaction));
             if !matches!(source.batch(asked).await?, (None, None)) {
                 return Err("some sources know the transaction and others do not".into());
             }
         }
-        if let Some((sender, nonce)) = self.senders.of(wanted.transaction)
-            && chain.node.mined_nonce(sender).await? <= nonce
-        {
-            return Err("the transaction is unknown since a reorganisation, and may be sent again any time".into());
-        }
-        Ok(reorganised("a reorganisation took the transfer back, and it cannot come again"))
+        Ok(reorganised("a reorganisation took the transfer back, and another transaction has used its nonce"))
     }
+}
+
+/// The newest block that no reorganisation is believed to reach.
+async fn unreachable(source: &Node, chain: &Chain) -> Result<u64, BoxError> {
+    let head: u64 = source.head().await?.number.to();
+    let deep = head.checked_sub(chain.config.limits.watch_depth).ok_or("the chain is shorter than a reorganisation")?;
+    Ok(match chain.config.marked_finality {
+        Finality::Blocks(blocks) => deep.min((head + 1).saturating_sub(blocks)),
+        Finality::Safe => deep.min(source.tagged("safe").await?.number.to()),
+        Finality::Finalized => deep.min(source.tagged("finalized").await?.number.to()),
+    })
 }
 
 /// The transaction is in a block: the one it was in, or another.

@@ -52,7 +52,11 @@ async fn a_transfer_that_comes_back_is_paid_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_another_transaction_replaced_is_given_up_when_it_cannot_come_back() {
-    let shop = Shop::through(&[], str::to_owned, |config| config.limits.watch_depth = 4).await;
+    let shop = Shop::through(&[], str::to_owned, |config| {
+        config.limits.watch_depth = 4;
+        config.marked_finality = Finality::Blocks(4);
+    })
+    .await;
     let (draft, _) = paid(&shop).await;
     let payment = reversed(&shop.claim(&shop.sign(&draft)).await.unwrap());
     shop.anvil().rpc("anvil_reorg", json!([1, []])).await;
@@ -63,22 +67,40 @@ async fn a_transfer_that_another_transaction_replaced_is_given_up_when_it_cannot
     let (_, other) = shop.payer.signed(TxKind::Call(seller()), 1, vec![], 0);
     let hash = shop.anvil().rpc("eth_sendRawTransaction", json!([other])).await;
     shop.anvil().receipt(&hash).await;
+    let shallow = shop.rail.resolve(&payment).await;
+    assert!(matches!(shallow, Settlement::InDoubt { .. }), "another reorganisation may free the nonce: {shallow:?}");
+    shop.anvil().rpc("anvil_mine", json!(["0x4"])).await;
     let Settlement::Refused(refused) = shop.rail.resolve(&payment).await else { panic!("it cannot come back") };
     assert_eq!(refused.code, "reorganised");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_absence_has_to_last_as_long_as_a_reorganisation_reaches() {
-    let shop = Shop::through(&[], str::to_owned, |config| config.limits.watch_depth = 4).await;
-    let (draft, _) = paid(&shop).await;
+async fn after_a_restart_absence_is_no_refusal_however_long_it_lasts() {
+    let shop = Shop::through(&[], str::to_owned, |config| {
+        config.limits.watch_depth = 4;
+        config.marked_finality = Finality::Blocks(4);
+    })
+    .await;
+    let (draft, raw) = paid(&shop).await;
     let payment = reversed(&shop.claim(&shop.sign(&draft)).await.unwrap());
     let restarted = rail(&shop.world, &shop.ledger, &shop.quoter);
     shop.anvil().rpc("anvil_reorg", json!([1, []])).await;
-    shop.anvil().rpc("anvil_mine", json!(["0x3"])).await;
-    let early = restarted.resolve(&payment).await;
-    assert!(matches!(early, Settlement::InDoubt { .. }), "{early:?}");
-    shop.anvil().rpc("anvil_mine", json!(["0x1"])).await;
-    let Settlement::Refused(refused) = restarted.resolve(&payment).await else { panic!("nobody knows it any more") };
+    shop.anvil().rpc("anvil_mine", json!(["0x80"])).await;
+    let gone = restarted.resolve(&payment).await;
+    assert!(matches!(gone, Settlement::InDoubt { .. }), "{gone:?}");
+    // The payer's bytes are as good as ever.
+    let hash = shop.anvil().rpc("eth_sendRawTransaction", json!([raw])).await;
+    shop.anvil().receipt(&hash).await;
+    assert_eq!(shop.anvil().balance(SELLER).await, 10_000);
+    let back = restarted.resolve(&payment).await;
+    assert!(matches!(back, Settlement::Final { .. }), "{back:?}");
+    // Seen again it is known again: once another has used its nonce for good, it is given up.
+    shop.anvil().rpc("anvil_rollback", json!([1])).await;
+    let (_, other) = shop.payer.signed(TxKind::Call(seller()), 1, vec![], 0);
+    let hash = shop.anvil().rpc("eth_sendRawTransaction", json!([other])).await;
+    shop.anvil().receipt(&hash).await;
+    shop.anvil().rpc("anvil_mine", json!(["0x4"])).await;
+    let Settlement::Refused(refused) = restarted.resolve(&payment).await else { panic!("it cannot come back") };
     assert_eq!(refused.code, "reorganised");
 }
 
