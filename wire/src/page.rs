@@ -52,13 +52,32 @@ fn write_page(page: &mut String, challenge: &Challenge, price: &Price, transfer:
     fact(page, "Next", &next)?;
     fact(page, "Code", &format_args!("<code>{}</code>", Escaped(&refusal.code)))?;
     page.push_str("</dl><h2>How to pay</h2><p>From a terminal:</p>");
-    write!(page, "<pre>farebox pay {}</pre>", Escaped(&shell_quoted(&resource.url)))?;
+    write_command(page, challenge, transfer)?;
     write_x402(page, challenge)?;
     if let Some(bill) = transfer {
         write_transfer(page, bill)?;
     }
     page.push_str("</main></body></html>\n");
     Ok(())
+}
+
+/// The line to paste. A transfer needs to be told a node, and what the payer, not the seller, takes one token to be worth.
+fn write_command(page: &mut String, challenge: &Challenge, transfer: Option<&TransferBill>) -> fmt::Result {
+    let url = shell_quoted(&challenge.resource.url);
+    let by_x402 = challenge.offers.iter().any(|offer| offer.rail == RailName::X402);
+    let Some(option) = transfer.and_then(|bill| bill.options.first()).filter(|_| !by_x402) else {
+        return write!(page, "<pre>farebox pay {}</pre>", Escaped(&url));
+    };
+    let TransferOption { amount, symbol, decimals, .. } = option;
+    let rpc = format!("{}=NODE_URL", amount.asset.network());
+    let asset = shell_quoted(&format!("{},{symbol},{decimals},DOLLARS", amount.asset));
+    let line = format!("farebox pay --rail transfer --rpc {rpc} --asset {asset} {url}");
+    write!(
+        page,
+        "<pre>{}</pre><p>with a node of that network for <code>NODE_URL</code>, and for <code>DOLLARS</code> what one {} is worth.</p>",
+        Escaped(&line),
+        Escaped(symbol)
+    )
 }
 
 fn write_x402(page: &mut String, challenge: &Challenge) -> fmt::Result {
@@ -75,8 +94,9 @@ fn write_x402(page: &mut String, challenge: &Challenge) -> fmt::Result {
 
 fn write_transfer(page: &mut String, bill: &TransferBill) -> fmt::Result {
     page.push_str(
-        "<h2>By an ordinary transfer</h2><ol><li>Send one of the amounts below, in one transfer, to its address. More is kept as your \
-         credit; less buys nothing.</li><li>Wait for the confirmations.</li><li>Send the same request again with the headers \
+        "<h2>By an ordinary transfer</h2><ol><li>Send one of the amounts below, in one transfer, to its address, from a wallet that can \
+         sign messages (EIP-712) with the same account: a withdrawal from an exchange cannot be claimed. More is kept as your credit; \
+         less buys nothing and is not kept as credit.</li><li>Wait for the confirmations.</li><li>Send the same request again with the headers \
          <code>X-Payment-Hash</code> (the transaction) and <code>X-Payment-Code</code> (signed by the wallet that paid). The JSON body of \
          this answer, for clients that do not ask for HTML, says how the code is written.</li></ol>",
     );

@@ -454,6 +454,9 @@ fn the_page_tells_people_how_to_pay_by_transfer() {
         "about 0.000021 of the network",
         "<time datetime=\"2026-11-24T06:10:00Z\">2026-11-24 06:10:00 UTC</time>",
         "X-Payment-Hash",
+        "farebox pay --rail transfer --rpc eip155:8453=NODE_URL --asset &#39;eip155:8453/erc20:",
+        ",USDC,6,DOLLARS&#39; &#39;https://",
+        "a withdrawal from an exchange cannot be claimed",
         &bill().quote,
     ] {
         assert!(page.contains(part), "no {part} in {page}");
