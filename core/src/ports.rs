@@ -337,7 +337,7 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Unavailable: never "not claimed".
     async fn find_proof(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable>;
 
-    /// Claims a proof, once, by [`Payment::contest`], with its [`AuditEntry::claimed`] in the same commit.
+    /// Claims a proof, once, by [`Payment::contest`]. One credential makes one payment: while it holds another proof, it is busy. With its [`AuditEntry::claimed`] in the same commit.
     ///
     /// # Errors
     /// Unavailable: the claim may or may not have been made.
@@ -363,11 +363,28 @@ pub trait Ledger: fmt::Debug + Send + Sync {
     /// Unavailable.
     async fn unresolved(&self, now: Timestamp, limit: u32) -> Result<Vec<Payment>, LedgerUnavailable>;
 
-    /// The distinct blocks at or above `from` in which settled payments on `network` were mined, lowest first.
+    /// The distinct blocks at or above `from` in which settled payments on `network` were mined, lowest first; at most `limit`.
     ///
     /// # Errors
     /// Unavailable.
-    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable>;
+    async fn settled_blocks(
+        &self,
+        network: &Network,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<BlockRef>, LedgerUnavailable>;
+
+    /// The height below which everything settled on `network` was compared with the chain for the last time; 0 as long as nothing was.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn compared_below(&self, network: &Network) -> Result<u64, LedgerUnavailable>;
+
+    /// Remembers [`Ledger::compared_below`]. It never falls: a lower height changes nothing.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn set_compared_below(&self, network: &Network, height: u64) -> Result<(), LedgerUnavailable>;
 
     /// Payments in `Settled` that were mined in exactly this block, at most `limit`.
     ///

@@ -19,6 +19,12 @@ use crate::till::Till;
 /// How many payments' questions to the chain are under way at once.
 const RESOLVED_AT_ONCE: usize = 8;
 
+/// How many blocks below a window are looked at in one round, after an outage.
+const LOOKED_BACK_AT_ONCE: u32 = 64;
+
+/// By how many blocks a window moves before the books are told how far they were compared. So many are looked at again after a restart.
+const NOTED_EVERY: u64 = 16;
+
 /// How the reconciler works.
 #[derive(Clone, Copy, Debug)]
 pub struct ReconcilerLimits {
@@ -38,7 +44,7 @@ impl Default for ReconcilerLimits {
 
 /// Works until it is dropped. A dropped round leaves nothing half done: every step is one record.
 pub(crate) async fn run(till: Arc<Till>, limits: ReconcilerLimits) {
-    let mut reconciler = Reconciler { till, limits, compared: HashMap::new() };
+    let mut reconciler = Reconciler { till, limits, compared: HashMap::new(), below: HashMap::new() };
     loop {
         if let Err(error) = reconciler.round().await {
             warn!(error = &error as &dyn std::error::Error, "reconciler could not read the books; trying again");
@@ -50,9 +56,10 @@ pub(crate) async fn run(till: Arc<Till>, limits: ReconcilerLimits) {
 struct Reconciler {
     till: Arc<Till>,
     limits: ReconcilerLimits,
-    /// The window of each network that the books were last compared with, by its ends: blocks name their parents, so that windows with
-    /// the same ends are the same.
-    compared: HashMap<Network, (BlockRef, BlockRef)>,
+    /// The window of each network that the books were last compared with.
+    compared: HashMap<Network, ChainWindow>,
+    /// The height below which nothing of a network need be looked at again, and what the books say it is.
+    below: HashMap<Network, (u64, u64)>,
 }
 
 impl Reconciler {
@@ -80,31 +87,79 @@ impl Reconciler {
         let (Some(lowest), Some(head)) = (window.blocks.first().copied(), window.blocks.last().copied()) else {
             return Ok(());
         };
-        let ends = (lowest, head);
-        if self.compared.get(&window.network) == Some(&ends) {
+        // Blocks name their parents, so that windows with the same ends are the same.
+        let same = |before: &ChainWindow| before.blocks.first() == Some(&lowest) && before.blocks.last() == Some(&head);
+        if self.compared.get(&window.network).is_some_and(same) {
             return Ok(());
         }
-        let mut certain = true;
-        for block in self.till.ledger.settled_blocks(&window.network, lowest.number).await? {
+        let mut certain = self.look_back(rail, &window.network, &lowest).await?;
+        for block in self.till.ledger.settled_blocks(&window.network, lowest.number, u32::MAX).await? {
             // One above the head is seen when the window has come to it.
             if block.number > head.number || is_in(&window, &block) {
                 continue;
             }
-            match rail.is_canonical(&window.network, &block).await {
-                Ok(Canonical::Holds) => {}
-                Ok(Canonical::Gone) => certain &= self.take_back(&window.network, &block).await?,
-                Err(error) => {
-                    let (network, number) = (&window.network, block.number);
-                    warn!(%network, number, error = &*error, "block could not be looked at again");
-                    certain = false;
-                }
-            }
+            certain &= self.look_again(rail, &window.network, &block).await?;
         }
         // What could not be found out, or done, is tried again although no block has come.
         if certain {
-            self.compared.insert(window.network, ends);
+            self.compared.insert(window.network.clone(), window);
         }
         Ok(())
+    }
+
+    /// Looks at what was settled below the window and not compared since it was in one: while the gateway was down, or no node answered,
+    /// the window may have moved over blocks that were undone. `false` if something is left.
+    async fn look_back(
+        &mut self,
+        rail: &Arc<dyn Rail>,
+        network: &Network,
+        lowest: &BlockRef,
+    ) -> Result<bool, LedgerUnavailable> {
+        let (from, noted) = match self.below.get(network) {
+            Some(known) => *known,
+            None => {
+                let noted = self.till.ledger.compared_below(network).await?;
+                (noted, noted)
+            }
+        };
+        let mut reached = lowest.number.max(from);
+        // The window's lowest block names those below it, and so they are what they were.
+        let joined = self.compared.get(network).is_some_and(|before| is_in(before, lowest));
+        if from < lowest.number && !joined {
+            let blocks = self.till.ledger.settled_blocks(network, from, LOOKED_BACK_AT_ONCE).await?;
+            if blocks.len() >= LOOKED_BACK_AT_ONCE as usize {
+                reached = blocks.last().map_or(reached, |last| last.number.min(reached));
+            }
+            for block in blocks.iter().filter(|block| block.number < lowest.number) {
+                if !self.look_again(rail, network, block).await? {
+                    return Ok(false);
+                }
+            }
+        }
+        let mut noted = noted;
+        if reached >= noted.saturating_add(NOTED_EVERY) {
+            self.till.ledger.set_compared_below(network, reached).await?;
+            noted = reached;
+        }
+        self.below.insert(network.clone(), (reached, noted));
+        Ok(reached >= lowest.number)
+    }
+
+    /// Asks the chain for a block, and takes back what was settled in it if it is gone; `false` if that is not certain, or not done.
+    async fn look_again(
+        &self,
+        rail: &Arc<dyn Rail>,
+        network: &Network,
+        block: &BlockRef,
+    ) -> Result<bool, LedgerUnavailable> {
+        match rail.is_canonical(network, block).await {
+            Ok(Canonical::Holds) => Ok(true),
+            Ok(Canonical::Gone) => self.take_back(network, block).await,
+            Err(error) => {
+                warn!(%network, number = block.number, error = &*error, "block could not be looked at again");
+                Ok(false)
+            }
+        }
     }
 
     /// Takes back everything that was settled in a block; `false` if something is left.

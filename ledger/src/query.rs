@@ -83,6 +83,9 @@ pub(crate) fn claim(connection: &Connection, claim: Claim) -> Result<Claimed, St
     let now = claim.now;
     let payment = match holding(connection, &claim.proof)?.map(|held| held.contest(&claim)) {
         None => {
+            if let Some(made) = find(connection, claim.credential.digest())? {
+                return Ok(Claimed::Busy(made));
+            }
             let payment = Payment::first(claim);
             insert(connection, &payment)?;
             payment
@@ -231,10 +234,25 @@ pub(crate) fn settled_blocks(
     connection: &Connection,
     network: &Network,
     from: u64,
+    limit: u32,
 ) -> Result<Vec<BlockRef>, StoreError> {
     let sql = "SELECT DISTINCT block_number, block_hash FROM payments \
-               WHERE state = 'settled' AND network = ?1 AND block_number >= ?2 ORDER BY block_number, block_hash";
-    many(connection, sql, params![network.as_str(), Unsigned(from)], row::block_ref)
+               WHERE state = 'settled' AND network = ?1 AND block_number >= ?2 ORDER BY block_number, block_hash \
+               LIMIT ?3";
+    many(connection, sql, params![network.as_str(), Unsigned(from), limit], row::block_ref)
+}
+
+pub(crate) fn compared_below(connection: &Connection, network: &Network) -> Result<u64, StoreError> {
+    let sql = "SELECT below FROM compared WHERE network = ?1";
+    let found = one(connection, sql, [network.as_str()], |row| Fields::of("compared", row).number("below"))?;
+    Ok(found.unwrap_or(0))
+}
+
+pub(crate) fn set_compared_below(connection: &Connection, network: &Network, height: u64) -> Result<(), StoreError> {
+    let sql = "INSERT INTO compared (network, below) VALUES (?1, ?2) \
+               ON CONFLICT (network) DO UPDATE SET below = excluded.below WHERE excluded.below > below";
+    connection.prepare_cached(sql)?.execute(params![network.as_str(), Unsigned(height)])?;
+    Ok(())
 }
 
 pub(crate) fn settled_in(

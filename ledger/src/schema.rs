@@ -99,7 +99,7 @@ SELECT p.id,
 FROM payments p LEFT JOIN assets a USING (asset);
 ";
 
-/// Credit, finality, reversals and request ids; the audit log; the keys of quotes.
+/// Credit, finality, reversals and request ids; the audit log; the keys of quotes; how far the books were compared with chains.
 ///
 /// A CHECK cannot be changed in place, so the table of payments is made anew; whoever runs this has foreign keys off.
 /// What a payment of version 1 had to wait for was in the config alone, so those still to be settled wait for the chain's
@@ -151,7 +151,7 @@ FROM payments;
 DROP TABLE payments;
 ALTER TABLE payments_v2 RENAME TO payments;
 CREATE UNIQUE INDEX payments_proof ON payments (proof) WHERE state <> 'void';
-CREATE INDEX payments_digest ON payments (digest) WHERE state <> 'void';
+CREATE UNIQUE INDEX payments_digest ON payments (digest) WHERE state <> 'void';
 CREATE INDEX payments_payer ON payments (payer_address, id);
 CREATE INDEX payments_transaction ON payments (transaction_id) WHERE transaction_id IS NOT NULL;
 CREATE INDEX payments_block ON payments (network, block_number, block_hash) WHERE state = 'settled';
@@ -188,6 +188,11 @@ CREATE TABLE quote_keys (
     id     INTEGER PRIMARY KEY,
     secret BLOB    NOT NULL CHECK (length(secret) = 32),
     since  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE compared (
+    network TEXT    NOT NULL PRIMARY KEY,
+    below   INTEGER NOT NULL
 ) STRICT;
 ";
 

@@ -168,9 +168,25 @@ impl Ledger for SqliteLedger {
         self.read("list unresolved payments", move |c| query::unresolved(c, now, limit)).await
     }
 
-    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable> {
+    async fn settled_blocks(
+        &self,
+        network: &Network,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<BlockRef>, LedgerUnavailable> {
         let network = network.clone();
-        self.read("list settled blocks", move |c| query::settled_blocks(c, &network, from)).await
+        self.read("list settled blocks", move |c| query::settled_blocks(c, &network, from, limit)).await
+    }
+
+    async fn compared_below(&self, network: &Network) -> Result<u64, LedgerUnavailable> {
+        let network = network.clone();
+        self.read("read how far the books were compared", move |c| query::compared_below(c, &network)).await
+    }
+
+    async fn set_compared_below(&self, network: &Network, height: u64) -> Result<(), LedgerUnavailable> {
+        let network = network.clone();
+        let work = move |c: &Connection| query::set_compared_below(c, &network, height);
+        self.write("note how far the books were compared", Orphan::Do, work).await
     }
 
     async fn settled_in(

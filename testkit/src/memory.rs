@@ -47,6 +47,7 @@ struct Books {
     offers: BTreeMap<RouteId, Vec<(Offer, Option<Timestamp>)>>,
     quote_keys: Vec<QuoteKey>,
     audit: Vec<AuditLine>,
+    compared: BTreeMap<Network, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -145,10 +146,7 @@ impl MemoryLedger {
 #[async_trait]
 impl Ledger for MemoryLedger {
     async fn find(&self, credential: CredentialDigest) -> Result<Option<Payment>, LedgerUnavailable> {
-        self.ask("look a credential up", |books| {
-            let made = |p: &&Payment| p.digest() == credential && p.state != PaymentState::Void;
-            books.payments.values().find(made).cloned()
-        })
+        self.ask("look a credential up", |books| books.made_by(credential).cloned())
     }
 
     async fn find_proof(&self, proof: &ProofId) -> Result<Option<Payment>, LedgerUnavailable> {
@@ -160,6 +158,9 @@ impl Ledger for MemoryLedger {
             let now = claim.now;
             let held = books.holding(&claim.proof).cloned();
             let granted = match held.map(|payment| payment.contest(&claim)) {
+                None if let Some(made) = books.made_by(claim.credential.digest()) => {
+                    return Ok(Claimed::Busy(made.clone()));
+                }
                 None if books.payments.contains_key(&claim.id) => {
                     return Err(unavailable("claim a proof", "its id is taken"));
                 }
@@ -205,12 +206,29 @@ impl Ledger for MemoryLedger {
         })
     }
 
-    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable> {
+    async fn compared_below(&self, network: &Network) -> Result<u64, LedgerUnavailable> {
+        self.ask("read how far the books were compared", |books| books.compared.get(network).copied().unwrap_or(0))
+    }
+
+    async fn set_compared_below(&self, network: &Network, height: u64) -> Result<(), LedgerUnavailable> {
+        self.ask("note how far the books were compared", |books| {
+            let below = books.compared.entry(network.clone()).or_default();
+            *below = height.max(*below);
+        })
+    }
+
+    async fn settled_blocks(
+        &self,
+        network: &Network,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<BlockRef>, LedgerUnavailable> {
         self.ask("list settled blocks", |books| {
             let mut found: Vec<_> =
                 books.settled_on(network).filter_map(|p| p.block).filter(|b| b.number >= from).collect();
             found.sort_by_key(|b| (b.number, b.hash));
             found.dedup();
+            found.truncate(limit as usize);
             found
         })
     }
@@ -356,6 +374,10 @@ impl TransactionStore for MemoryLedger {
 }
 
 impl Books {
+    fn made_by(&self, credential: CredentialDigest) -> Option<&Payment> {
+        self.payments.values().find(|p| p.digest() == credential && p.state != PaymentState::Void)
+    }
+
     fn settled_on(&self, network: &Network) -> impl Iterator<Item = &Payment> {
         self.payments.values().filter(move |p| p.state == PaymentState::Settled && p.amount.asset.network() == network)
     }

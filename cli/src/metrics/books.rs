@@ -115,8 +115,21 @@ impl Ledger for MeteredLedger {
         self.ledger.unresolved(now, limit).await
     }
 
-    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable> {
-        self.ledger.settled_blocks(network, from).await
+    async fn settled_blocks(
+        &self,
+        network: &Network,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<BlockRef>, LedgerUnavailable> {
+        self.ledger.settled_blocks(network, from, limit).await
+    }
+
+    async fn compared_below(&self, network: &Network) -> Result<u64, LedgerUnavailable> {
+        self.ledger.compared_below(network).await
+    }
+
+    async fn set_compared_below(&self, network: &Network, height: u64) -> Result<(), LedgerUnavailable> {
+        self.ledger.set_compared_below(network, height).await
     }
 
     async fn settled_in(

@@ -76,6 +76,39 @@ async fn a_chain_that_cannot_be_asked_takes_nothing_back_until_it_can() {
     shop.until(PaymentState::InDoubt).await;
 }
 
+/// While no node answers, the window moves on over the block that is undone.
+#[tokio::test]
+async fn what_was_undone_during_an_outage_is_taken_back_though_it_is_deep_by_then() {
+    for restarts in [false, true] {
+        let (url, _) = counting().await;
+        let mut shop = Shop::open(SettleWhen::BeforeResponse, url).await;
+        let claim = shop.pay("/paid/x", TestPayer(1), &[10_000]).await;
+        assert_eq!(shop.send(Method::GET, "/paid/x", claim).await.status, 200);
+        let undone = shop.last();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        shop.transfers.lose_chain();
+        for _ in 0..200 {
+            let claim = shop.pay("/paid/x", TestPayer(2), &[10_000]).await;
+            assert_eq!(shop.send(Method::GET, "/paid/x", claim).await.status, 200);
+        }
+        if restarts {
+            shop = shop.restart("2").await;
+            shop.follow_transfers();
+        }
+        shop.transfers.reorganise(undone.transaction.as_ref().unwrap());
+        let late = shop.last();
+        shop.transfers.reorganise(late.transaction.as_ref().unwrap());
+        shop.transfers.finalise_below(u64::MAX);
+        shop.transfers.transfer(TestPayer(3), &[1]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        shop.transfers.find_chain();
+        let reversed = |shop: &Shop| -> Vec<PaymentId> {
+            shop.ledger.payments().into_iter().filter(|p| p.reversed).map(|p| p.id).collect()
+        };
+        eventually(|| reversed(&shop) == vec![undone.id, late.id]).await;
+    }
+}
+
 /// Books that count what the reconciler asks them.
 #[derive(Debug)]
 struct Counted {
@@ -174,9 +207,17 @@ async fn a_block_with_more_payments_than_a_page_is_taken_back_whole() {
 
 #[async_trait]
 impl Ledger for Counted {
-    async fn settled_blocks(&self, network: &Network, from: u64) -> Result<Vec<BlockRef>, LedgerUnavailable> {
+    async fn settled_blocks(&self, on: &Network, from: u64, limit: u32) -> Result<Vec<BlockRef>, LedgerUnavailable> {
         self.block_questions.fetch_add(1, Ordering::SeqCst);
-        self.books.settled_blocks(network, from).await
+        self.books.settled_blocks(on, from, limit).await
+    }
+
+    async fn compared_below(&self, network: &Network) -> Result<u64, LedgerUnavailable> {
+        self.books.compared_below(network).await
+    }
+
+    async fn set_compared_below(&self, network: &Network, height: u64) -> Result<(), LedgerUnavailable> {
+        self.books.set_compared_below(network, height).await
     }
 
     async fn settled_in(&self, on: &Network, block: &BlockRef, limit: u32) -> Result<Vec<Payment>, LedgerUnavailable> {

@@ -199,7 +199,7 @@ impl<'b, B: Books> Pair<'b, B> {
         let mut seen = vec![
             told(ledger.list(&PaymentFilter::default()).await),
             told(ledger.unresolved(self.now, 10).await),
-            told(ledger.settled_blocks(&test_network(), 1).await),
+            told(ledger.settled_blocks(&test_network(), 1, 10).await),
             told(ledger.settled_in(&test_network(), &block(2), 10).await),
             told(ledger.open_transactions(&lane()).await),
             told(ledger.last_nonce(&lane()).await),

@@ -178,13 +178,14 @@ async fn settled_payments_are_found_by_block(ledger: &dyn LedgerStore) {
     let undone = settled_payment(ledger, ClaimOf::first(5, START)).await.id;
     ledger.record(undone, vec![PaymentEvent::Doubted], START).await.expect("doubted");
     let network = test_network();
-    assert_eq!(ledger.settled_blocks(&network, 2).await.expect("asked"), [block(2), block(3)]);
+    assert_eq!(ledger.settled_blocks(&network, 2, 9).await.expect("asked"), [block(2), block(3)]);
+    assert_eq!(ledger.settled_blocks(&network, 2, 1).await.expect("asked"), [block(2)]);
     let in_third = ledger.settled_in(&network, &block(3), 10).await.expect("asked");
     assert_eq!(in_third.iter().map(|p| p.id).collect::<Vec<_>>(), [ids[0], fourth]);
     let forked = farebox_core::BlockRef { number: 3, hash: [0xfe; 32] };
     assert_eq!(ledger.settled_in(&network, &forked, 10).await.expect("asked"), []);
     let elsewhere = farebox_core::Network::evm(1);
-    assert_eq!(ledger.settled_blocks(&elsewhere, 0).await.expect("asked"), []);
+    assert_eq!(ledger.settled_blocks(&elsewhere, 0, 9).await.expect("asked"), []);
 }
 
 async fn filters_say_what_they_mean_and_pages_meet(ledger: &dyn LedgerStore) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use farebox_core::{
-    Amount, Claimed, Delivery, Payer, Payment, PaymentEvent, PaymentState, Timestamp,
+    Amount, Claim, Claimed, Delivery, Payer, Payment, PaymentEvent, PaymentState, Timestamp,
     ports::{CreditIs, PaymentFilter, QuoteKeyRotation, RecordError},
 };
 
@@ -20,6 +20,7 @@ pub(super) async fn all<B: Books>(fresh: &impl Fn() -> B) {
     let open = |books: &B| books.open(instance(0), ANSWERS_KEPT_FOR, START);
     a_transfer_is_settled_when_it_is_claimed(&*open(&fresh())).await;
     a_log_of_a_transfer_is_good_for_one_claim(&*open(&fresh())).await;
+    one_credential_makes_one_payment(&*open(&fresh())).await;
     late_money_is_credit_and_never_delivered(&*open(&fresh())).await;
     surplus_is_credit_once_however_often_it_is_claimed(&*open(&fresh())).await;
     credits_are_summed_by_payer_and_asset(&*open(&fresh())).await;
@@ -37,7 +38,7 @@ async fn a_transfer_is_settled_when_it_is_claimed(ledger: &dyn LedgerStore) {
     assert_eq!(payment.block, Some(block(4)));
     assert_eq!(ledger.find(payment.digest()).await.expect("asked"), Some(payment.clone()));
     assert_eq!(ledger.find_proof(&payment.proof).await.expect("asked"), Some(payment.clone()));
-    assert_eq!(ledger.settled_blocks(&test_network(), 0).await.expect("asked"), [block(4)], "it is looked after");
+    assert_eq!(ledger.settled_blocks(&test_network(), 0, 10).await.expect("asked"), [block(4)], "it is looked after");
     assert_eq!(ledger.unresolved(later(3_600), 9).await.expect("asked"), [], "there is nothing to find out");
     let done = ledger.record(payment.id, vec![delivered(b"x")], START).await.expect("delivered");
     assert_eq!((done.state, done.delivery), (PaymentState::Settled, Delivery::Delivered));
@@ -120,6 +121,15 @@ async fn credit_goes_with_a_reversal_and_comes_back(ledger: &dyn LedgerStore) {
     assert_eq!(credit_of(ledger, PAYER).await, [100]);
 }
 
+async fn one_credential_makes_one_payment(ledger: &dyn LedgerStore) {
+    let claim = ClaimOf::transfer(3, PRICE, START).build();
+    let first = granted(ledger, claim.clone()).await;
+    let other = ClaimOf::transfer(4, PRICE, START).build();
+    let second = ledger.claim(Claim { id: other.id, proof: other.proof, ..claim.clone() }).await.expect("asked");
+    assert!(matches!(&second, Claimed::Busy(known) if known.id == first.id), "{second:?}");
+    assert_eq!(ledger.list(&PaymentFilter::default()).await.expect("asked").len(), 1);
+}
+
 async fn payers_are_marked_until_their_money_is_there_again(ledger: &dyn LedgerStore) {
     let payment = granted(ledger, ClaimOf::transfer(3, PRICE, START).build()).await;
     let doubted = granted(ledger, ClaimOf::transfer(4, PRICE, START).build()).await;
@@ -164,12 +174,17 @@ async fn a_restart_keeps_credit_marks_and_keys<B: Books>(books: &B) {
     ledger.record(reversed.id, vec![delivered(b"x")], START).await.expect("delivered");
     let reversed = reverse(&*ledger, &reversed).await;
     let keys = ledger.quote_keys(rotation(1), START).await.expect("keys");
+    for height in [7, 9, 8] {
+        ledger.set_compared_below(&test_network(), height).await.expect("noted");
+    }
     drop(ledger);
     let ledger = books.open(instance(1), ANSWERS_KEPT_FOR, START);
     assert_eq!(credit_of(&*ledger, PAYER).await, [50]);
     assert_eq!(marked(&*ledger).await, [TestPayer(1).account(&test_network())]);
     assert_eq!(ledger.find_proof(&reversed.proof).await.expect("asked"), Some(reversed));
     let kept = ledger.quote_keys(rotation(2), later(99)).await.expect("keys");
+    assert_eq!(ledger.compared_below(&test_network()).await.expect("asked"), 9);
+    assert_eq!(ledger.compared_below(&farebox_core::Network::evm(4_242)).await.expect("asked"), 0);
     assert!(kept == keys, "a bill from before the restart is still good");
 }
 
