@@ -60,7 +60,8 @@ impl Till {
 
     async fn refuses(&self, name: &str, option: &Asked, transaction: B256, code: &str) -> Reply {
         let reply = self.shop.claim(&self.claim(option, transaction).await).await.unwrap();
-        reply.refuses(name, 402, code, Next::Pay);
+        let next = if ["underpaid", "payment_reverted"].contains(&code) { Next::Pay } else { Next::Mend };
+        reply.refuses(name, 402, code, next);
         reply
     }
 
@@ -289,7 +290,7 @@ async fn a_transfer_from_before_the_quote_is_no_payment_for_it() {
     let bill = shop.quote(Shop::AFTER).await.unwrap();
     let option = bill.option("USDC").unwrap();
     let claim = bill.claim(&option, old, payer.address()).signed(&payer).await.unwrap();
-    shop.claim(&claim).await.unwrap().refuses("an hour old", 402, "paid_before_quote", Next::Pay);
+    shop.claim(&claim).await.unwrap().refuses("an hour old", 402, "paid_before_quote", Next::Mend);
     assert_eq!((shop.echo.hits(), shop.payments().await.unwrap().len()), (0, 0));
 }
 
@@ -426,7 +427,7 @@ async fn our_relayer_pays_nobody() {
         let transaction = till.shop.anvil.send(&relayer, till.shop.transfer_of(option, option.units)).await.unwrap();
         let claim = till.bill.claim(option, transaction, relayer.address()).signed(&relayer).await.unwrap();
         let reply = till.shop.claim(&claim).await.unwrap();
-        reply.refuses("the relayer's own", 402, "wrong_payer", Next::Pay);
+        reply.refuses("the relayer's own", 402, "wrong_payer", Next::Mend);
     }
     assert_eq!((till.shop.echo.hits(), till.shop.payments().await.unwrap().len()), (0, 0));
 }
@@ -444,7 +445,7 @@ async fn the_seller_does_not_pay_itself() {
     let transaction = till.send(call(Shop::SELLER, execute)).await;
     let claim = till.bill.claim(&till.usdc, transaction, Shop::SELLER).signed(&till.payer).await.unwrap();
     let reply = till.shop.claim(&claim).await.unwrap();
-    reply.refuses("to oneself", 402, "wrong_payer", Next::Pay);
+    reply.refuses("to oneself", 402, "wrong_payer", Next::Mend);
     assert_eq!((till.shop.echo.hits(), till.shop.payments().await.unwrap().len()), (0, 0));
 }
 

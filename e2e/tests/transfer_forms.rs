@@ -59,9 +59,7 @@ impl Gate {
     }
 
     async fn refuses(&self, name: &str, claim: &Claim, status: u16, code: &str) {
-        let mended = ["malformed_payment_code", "payment_code_expired"];
-        let next = if mended.contains(&code) { Next::Mend } else { Next::Pay };
-        self.shop.claim(claim).await.unwrap().refuses(name, status, code, next);
+        self.shop.claim(claim).await.unwrap().refuses(name, status, code, Next::Mend);
     }
 
     /// The good claim with one member changed, and signed for.
@@ -290,7 +288,7 @@ async fn a_claim_is_good_for_the_quoted_request_alone() {
     gate.refuses("another origin", &gate.signed_with("resource", localhost).await, 402, "resource_mismatch").await;
     gate.refuses("another method", &gate.signed_with("method", "POST").await, 402, "resource_mismatch").await;
     let posted = Reply::read(gate.shop.claim_request(Method::POST, &gate.good).send().await.unwrap()).await.unwrap();
-    posted.refuses("a POST", 402, "resource_mismatch", Next::Pay);
+    posted.refuses("a POST", 402, "resource_mismatch", Next::Mend);
     gate.came_to_no_harm().await;
 }
 

@@ -155,10 +155,10 @@ async fn a_contract_wallet_pays_and_its_owner_signs() {
     let transaction = shop.anvil.send(&owner, request).await.unwrap();
 
     let owners = bill.claim(&option, transaction, owner.address()).signed(&owner).await.unwrap();
-    shop.claim(&owners).await.unwrap().refuses("the owner's own name", 402, "wrong_payer", Next::Pay);
+    shop.claim(&owners).await.unwrap().refuses("the owner's own name", 402, "wrong_payer", Next::Mend);
     let stranger = Account::named("stranger").unwrap();
     let strangers = bill.claim(&option, transaction, wallet).signed(&stranger).await.unwrap();
-    shop.claim(&strangers).await.unwrap().refuses("a stranger's signature", 402, "bad_signature", Next::Pay);
+    shop.claim(&strangers).await.unwrap().refuses("a stranger's signature", 402, "bad_signature", Next::Mend);
     let claim = bill.claim(&option, transaction, wallet).signed(&owner).await.unwrap();
     served_once(&shop, &claim).await;
 }

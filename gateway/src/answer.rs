@@ -14,13 +14,16 @@ use crate::{admission::Turned, body::Body, challenge::Desk, till::Till};
 /// The code of a transfer whose money is another claim's.
 pub(crate) const ALREADY_CLAIMED: &str = "already_claimed";
 
+/// Codes of transfers that no claim can make good: too little came, or nothing. To pay anew is right.
+const BOUGHT_NOTHING: [&str; 2] = ["underpaid", "payment_reverted"];
+
 /// Marks an answer that comes from the books and not from the upstream.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Answers a request that got no permit.
 pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response<Body> {
     match turned {
-        Turned::Rejected(rejected) => desk.rebill(&definite_no(rejected, desk), None),
+        Turned::Rejected(rejected) => rejection(desk, rejected),
         Turned::Late(late) => {
             let refusal = Refusal { retry: Retry::Never, charged: desk.charged_before(), ..no(late) };
             desk.refuse(&refusal, None)
@@ -71,8 +74,15 @@ fn no(rejected: Rejected) -> Refusal {
     Refusal::payment(rejected.code, rejected.detail)
 }
 
-fn definite_no(rejected: Rejected, desk: &Desk) -> Refusal {
-    Refusal { charged: desk.charged_before(), ..no(rejected) }
+/// A definite no. Whoever claims a transfer has paid something already, and must not pay again because the claim is wrong.
+fn rejection(desk: &Desk, rejected: Rejected) -> Response<Body> {
+    let charged = desk.charged_before();
+    if charged == Charged::No || BOUGHT_NOTHING.contains(&&*rejected.code) {
+        return desk.rebill(&Refusal { charged, ..no(rejected) }, None);
+    }
+    let detail = format!("{}; correct the claim and do not pay again for this", rejected.detail);
+    let refusal = Refusal { retry: Retry::Never, charged, ..Refusal::payment(rejected.code, detail) };
+    desk.refuse(&refusal, None)
 }
 
 fn unverifiable(charged: Charged) -> Refusal {

@@ -23,7 +23,7 @@ use crate::{
     places::Place,
     proxy::Inbound,
     till::Till,
-    upstream::{UpstreamBody, UpstreamError, Upstreams},
+    upstream::{UpstreamBody, Upstreams},
 };
 
 const PAYER: HeaderName = HeaderName::from_static("farebox-payer");
@@ -119,9 +119,9 @@ impl Fare {
                 let told = answer::not_charged(self.permit.payment(), "upstream_error");
                 return self.desk.uncharged(uncharged.into_response(), &told);
             }
-            Err(refusal) => {
-                self.release(refusal.code.clone()).await;
-                return self.desk.refuse(&refusal, None);
+            Err(broken) => {
+                self.release(broken.code).await;
+                return self.desk.refuse(&broken.before_charge(), None);
             }
         };
         let last_words = served.last_words();
@@ -143,7 +143,7 @@ impl Fare {
         let served = match self.call(inbound).await {
             Ok(served) if served.status().as_u16() < 500 => served,
             Ok(_) => return answer::owed(&self.desk, &receipt, "upstream_error".into(), "the upstream failed"),
-            Err(refusal) => return answer::owed(&self.desk, &receipt, refusal.code, &refusal.detail),
+            Err(broken) => return answer::owed(&self.desk, &receipt, broken.code.into(), &broken.detail),
         };
         let Some(last_words) = served.last_words() else { return self.deliver(served, &receipt, hold, true) };
         match self.till.ledger.record(receipt.payment, vec![last_words], self.till.clock.now()).await {
@@ -156,14 +156,14 @@ impl Fare {
     }
 
     /// Calls the upstream once. An answer that is small enough to keep is read whole, so that a break in it costs nothing.
-    async fn call(&self, inbound: Inbound) -> Result<Served, Refusal> {
+    async fn call(&self, inbound: Inbound) -> Result<Served, Broken> {
         let payment = self.permit.payment();
         let Inbound { request, client, route, .. } = inbound;
         let called = self.upstreams.call(route, request, &client, &named(payment)).await;
         let response = called.map_err(|error| {
             let (route, code) = (&payment.binding.route, error.code());
             warn!(payment = %payment.id, %route, code, error = &error as &dyn std::error::Error, "upstream failed");
-            failed(&error)
+            Broken { status: error.status(), code: error.code(), detail: error.to_string() }
         })?;
         let small = response.body().size_hint().exact().is_some_and(|size| size <= self.till.answer_bytes_max);
         if !small {
@@ -174,9 +174,9 @@ impl Fare {
             Ok(Ok(whole)) => Ok(Served::Whole(head, whole.to_bytes())),
             Ok(Err(error)) => {
                 warn!(payment = %payment.id, route = %payment.binding.route, error = &error as &dyn std::error::Error, "upstream broke off");
-                Err(broke(502, "upstream_reset", "the upstream broke off in mid-answer"))
+                Err(Broken::new(502, "upstream_reset", "the upstream broke off in mid-answer"))
             }
-            Err(_) => Err(broke(504, "upstream_timeout", "the upstream's answer took too long")),
+            Err(_) => Err(Broken::new(504, "upstream_timeout", "the upstream's answer took too long")),
         }
     }
 
@@ -298,13 +298,23 @@ fn named(payment: &Payment) -> Vec<(HeaderName, HeaderValue)> {
     text.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?))).collect()
 }
 
-fn failed(error: &UpstreamError) -> Refusal {
-    broke(error.status(), error.code(), &error.to_string())
+/// Why the upstream gave no answer. Whether anything was charged is not said here.
+struct Broken {
+    status: u16,
+    code: &'static str,
+    detail: String,
 }
 
-/// The upstream failed before anything was charged: the same authorization is good for another try.
-fn broke(status: u16, code: &'static str, detail: &str) -> Refusal {
-    Refusal { retry: Retry::SameProof, ..Refusal::new(status, code, format!("{detail}; nothing was charged")) }
+impl Broken {
+    fn new(status: u16, code: &'static str, detail: &str) -> Self {
+        Self { status, code, detail: detail.to_owned() }
+    }
+
+    /// Nothing was charged: the same authorization is good for another try.
+    fn before_charge(self) -> Refusal {
+        let detail = format!("{}; nothing was charged", self.detail);
+        Refusal { retry: Retry::SameProof, ..Refusal::new(self.status, self.code, detail) }
+    }
 }
 
 fn in_doubt() -> Refusal {

@@ -102,7 +102,8 @@ async fn whoever_is_not_proven_to_be_the_payer_learns_nothing_of_the_payment() {
     let operations = shop.ledger.operations();
     shop.transfers.fail_next_authenticate(VerifyError::Rejected(rejected("bad_signature")));
     let stranger = shop.send(Method::GET, "/paid/x", claim.clone()).await;
-    stranger.check(402, "bad_signature", "after_payment", "unknown");
+    stranger.check(402, "bad_signature", "never", "unknown");
+    assert!(!stranger.has_bill() && stranger.body.contains("do not pay again"), "{stranger:?}");
     assert!(!stranger.headers.contains_key("payment-response"));
     shop.transfers.fail_next_authenticate(VerifyError::Unavailable { source: "no node".into() });
     shop.send(Method::GET, "/paid/x", claim).await.check(503, "payment_unverifiable", "same_proof", "unknown");
@@ -325,6 +326,15 @@ async fn an_upstream_that_fails_leaves_a_transfer_to_redeem_and_a_4xx_is_its_ans
         assert_eq!((got.status, got.body.as_str(), got.settlement().success), (404, "none", true));
     }
     assert_eq!(shop.state(), (PaymentState::Settled, Delivery::Delivered));
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_is_not_told_as_nothing_charged_once_the_money_has_come() {
+    let shop = Shop::open(SettleWhen::BeforeResponse, "http://127.0.0.1:9".into()).await;
+    let claim = shop.pay("/paid/x", PAYER, &[10_000]).await;
+    let got = shop.send(Method::GET, "/paid/x", claim).await;
+    got.check(502, "upstream_unreachable", "same_proof", "true");
+    assert!(!got.body.contains("nothing was charged") && got.body.contains("the payment stands"), "{got:?}");
 }
 
 #[tokio::test]
