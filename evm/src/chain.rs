@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use alloy::primitives::Bytes;
 use farebox_core::{
-    Amount, AssetId, BlockRef, Finality, X402Credential,
+    Amount, AssetId, BlockRef, Decimal, Finality, X402Credential,
     ports::{BoxError, Canonical, ChainWindow, Clock, TransactionStore},
 };
 
@@ -155,9 +155,22 @@ impl Chain {
     /// How many sources must say that so much has come.
     pub(crate) fn agreement(&self, amount: &Amount) -> Agreement {
         let Some(quorum) = self.config.quorum else { return Agreement::ONE };
+        if self.worth(amount).is_some_and(|worth| worth <= quorum.above) {
+            Agreement::ONE
+        } else {
+            Agreement(quorum.agree)
+        }
+    }
+
+    /// What so much must wait for when it has come.
+    pub(crate) fn finality(&self, amount: &Amount) -> Finality {
+        self.config.finality(self.worth(amount))
+    }
+
+    /// In US dollars, as far as anybody knows.
+    fn worth(&self, amount: &Amount) -> Option<Decimal> {
         let coin = self.coins.iter().find(|coin| coin.asset == amount.asset);
-        let worth = coin.and_then(|coin| coin.dollars(amount.units, &self.rates));
-        if worth.is_some_and(|worth| worth <= quorum.above) { Agreement::ONE } else { Agreement(quorum.agree) }
+        coin.and_then(|coin| coin.dollars(amount.units, &self.rates))
     }
 }
 

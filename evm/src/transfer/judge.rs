@@ -143,6 +143,17 @@ impl Facts {
     }
 }
 
+impl Found<'_> {
+    /// Whether it is a transaction that the payer sent, or by which its money came: nobody else can name many of those.
+    pub(super) fn is_of(&self, wanted: &Wanted) -> bool {
+        match self {
+            Self::Nowhere => false,
+            Self::Waiting(transaction) => transaction.from == wanted.payer,
+            Self::Mined(mined) => mined.transaction.from == wanted.payer || mined.arrivals(wanted).is_ok(),
+        }
+    }
+}
+
 impl Mined<'_> {
     /// The transfers that pay, in their order, each at least the amount; at most [`ARRIVALS_MAX`].
     pub(super) fn arrivals(&self, wanted: &Wanted) -> Result<Vec<Came>, Amiss> {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use alloy::primitives::{Address, B256};
 use farebox_core::{
-    Credential, Delivery, Finality, Payment,
+    Amount, Credential, Delivery, Finality, Payment,
     ports::{BoxError, Settlement},
 };
 use parking_lot::Mutex;
@@ -62,7 +62,8 @@ impl TransferRail {
         };
         let chain = self.chain(payment.amount.asset.network())?;
         let wanted = Wanted::of(&transfer.code);
-        let agreement = chain.agreement(&payment.amount);
+        // What is owed to the payer from it is as much a claim on us as what was delivered.
+        let agreement = chain.agreement(&Amount { units: units(payment), asset: payment.amount.asset.clone() });
         let facts = Facts::read(chain, wanted.transaction, payment.finality, agreement).await?;
         let found = facts.found(wanted.transaction, chain.clock.now(), chain.config.head_age_max)?;
         match found {
@@ -116,11 +117,7 @@ fn back(
     facts: &Facts,
     mined: &Mined<'_>,
 ) -> Result<Settlement, BoxError> {
-    let units = match payment.delivery {
-        Delivery::Credited => payment.amount.units,
-        Delivery::Pending | Delivery::Delivered => payment.amount.units.saturating_add(payment.credit),
-    };
-    let ours = Came { position: payment.proof.transfer_position(), units };
+    let ours = Came { position: payment.proof.transfer_position(), units: units(payment) };
     let block = mined.receipt.block();
     let there = mined.arrivals(wanted).is_ok_and(|came| came.contains(&ours));
     if there {
@@ -134,6 +131,14 @@ fn back(
         return Err("the transaction is mined again and does not make this transfer any more".into());
     }
     Ok(reorganised("after a reorganisation the transaction does not make this transfer any more"))
+}
+
+/// How much came.
+fn units(payment: &Payment) -> u128 {
+    match payment.delivery {
+        Delivery::Credited => payment.amount.units,
+        Delivery::Pending | Delivery::Delivered => payment.amount.units.saturating_add(payment.credit),
+    }
 }
 
 fn reorganised(detail: &str) -> Settlement {

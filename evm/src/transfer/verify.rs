@@ -2,7 +2,7 @@
 
 use alloy::primitives::Address;
 use farebox_core::{
-    ArrivedFor, PaymentCode, ProofId, TransactionId,
+    Amount, ArrivedFor, Finality, PaymentCode, ProofId, TransactionId,
     ports::{Arrival, Checked, Lookups, Paid, Timely, VerifyError},
 };
 use farebox_wire::transfer::Quote;
@@ -14,8 +14,11 @@ use super::{
     judge::{Amiss, Came, Facts, Found, Mined, Wanted, When, native},
     refusal::{already_claimed, code, no, not_found, pending, too_many_claims, unavailable, underpaid},
 };
-use crate::{address, chain::Chain};
+use crate::{address, chain::Chain, node::Agreement};
 
+/// Readings of one transaction by a claim. A second is made when more came than was billed, on the terms of what came; a third if the
+/// sources that were asked then tell yet more.
+const READINGS_MAX: usize = 3;
 const RELAYED: &str = "this transaction was sent by this server to settle another payment; it pays for nothing else";
 const AUTHORIZED: &str = "this transfer was made by an authorization (EIP-3009), which can be presented as an x402 payment and not as a transfer";
 const TAKEN: &str = "every transfer of this transaction that could pay has been claimed";
@@ -38,13 +41,38 @@ impl TransferRail {
     async fn find(&self, claim: &Claim<'_>, lookups: &dyn Lookups) -> Result<Paid, VerifyError> {
         self.parties(&claim.wanted)?;
         self.unclaimed(claim).await?;
+        let offer = &claim.checked.offer;
+        let mut needed = Needed { finality: offer.finality, agreement: claim.chain.agreement(&offer.amount) };
+        let mut block = None;
+        // What came is believed on the terms of its own worth, which a reading on those terms may show to be more.
+        for _ in 0..READINGS_MAX {
+            let read = self.read(claim, needed, lookups).await?;
+            if block.is_some_and(|before| before != read.block) {
+                return Err(unavailable("the transaction's block changed while it was looked at"));
+            }
+            block = Some(read.block);
+            let largest = read.arrivals.iter().map(|arrival| arrival.units).max().unwrap_or(offer.amount.units);
+            let of_largest = Needed::of(claim, largest);
+            if largest <= offer.amount.units || of_largest == needed {
+                self.found.note(claim.key(), read.arrivals.iter().map(|arrival| arrival.proof.clone()).collect());
+                return Ok(read);
+            }
+            needed = of_largest;
+        }
+        Err(unavailable("every reading of the transaction told another amount"))
+    }
+
+    /// One reading of the chain, on these terms. It costs a look-up only if it does not find a transaction of the payer's.
+    async fn read(&self, claim: &Claim<'_>, needed: Needed, lookups: &dyn Lookups) -> Result<Paid, VerifyError> {
         lookups.take().map_err(too_many_claims)?;
-        let finality = claim.checked.offer.finality;
-        let agreement = claim.chain.agreement(&claim.checked.offer.amount);
+        let Needed { finality, agreement } = needed;
         let facts =
             Facts::read(claim.chain, claim.wanted.transaction, finality, agreement).await.map_err(unavailable)?;
         let now = claim.chain.clock.now();
         let found = facts.found(claim.wanted.transaction, now, claim.chain.config.head_age_max).map_err(unavailable)?;
+        if found.is_of(&claim.wanted) {
+            lookups.give_back();
+        }
         match found {
             Found::Nowhere => Err(not_found()),
             Found::Waiting(transaction) => {
@@ -55,7 +83,7 @@ impl TransferRail {
                 }
                 Err(pending(0, finality))
             }
-            Found::Mined(mined) => self.paid(claim, &facts, &mined),
+            Found::Mined(mined) => self.paid(claim, &facts, &mined, finality),
         }
     }
 
@@ -95,8 +123,13 @@ impl TransferRail {
         if self.relayers.contains(&from) { Err(already_claimed(RELAYED)) } else { Ok(()) }
     }
 
-    fn paid(&self, claim: &Claim<'_>, facts: &Facts, mined: &Mined<'_>) -> Result<Paid, VerifyError> {
-        let finality = claim.checked.offer.finality;
+    fn paid(
+        &self,
+        claim: &Claim<'_>,
+        facts: &Facts,
+        mined: &Mined<'_>,
+        finality: Finality,
+    ) -> Result<Paid, VerifyError> {
         self.sender(mined.receipt.from)?;
         let came = mined.arrivals(&claim.wanted).map_err(|amiss| refused(&amiss, &claim.wanted))?;
         let purpose = purpose(claim, mined.when(claim.quote.issued_at, claim.quote.pay_by))?;
@@ -107,8 +140,28 @@ impl TransferRail {
         let arrivals: Vec<Arrival> =
             came.iter().map(|&Came { position, units }| Arrival { proof: claim.proof(position), units }).collect();
         self.senders.note(mined.transaction);
-        self.found.note(claim.key(), arrivals.iter().map(|arrival| arrival.proof.clone()).collect());
         Ok(Paid { transaction: claim.transaction(), block, arrivals, purpose })
+    }
+}
+
+/// What a reading must bear before it is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Needed {
+    finality: Finality,
+    agreement: Agreement,
+}
+
+impl Needed {
+    /// For so many units of what was billed. Of two counts of blocks the larger, for the bill's may be a marked payer's; if one of them
+    /// is a tag, both are held against the same block, one after the other.
+    fn of(claim: &Claim<'_>, units: u128) -> Self {
+        let billed = &claim.checked.offer;
+        let came = Amount { units, asset: billed.amount.asset.clone() };
+        let finality = match (billed.finality, claim.chain.finality(&came)) {
+            (Finality::Blocks(billed), Finality::Blocks(of_worth)) => Finality::Blocks(billed.max(of_worth)),
+            (_, of_worth) => of_worth,
+        };
+        Self { finality, agreement: claim.chain.agreement(&came) }
     }
 }
 

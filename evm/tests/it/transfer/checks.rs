@@ -226,3 +226,24 @@ async fn a_caller_who_asks_for_too_much_is_told_when_to_come_back() {
     assert_eq!(told(&shop.look(&forged, &Unlimited).await.unwrap_err()), no(402, "bad_signature"));
     assert_eq!(told(&shop.look(&forged, &few).await.unwrap_err()), no(402, "bad_signature"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payer_who_asks_for_its_own_payment_again_uses_nothing_up() {
+    let shop = Shop::new(&[]).await;
+    let few = Few(Mutex::new(1));
+    shop.anvil().rpc("evm_setAutomine", json!([false])).await;
+    let data = transferCall { to: seller(), value: U256::from(PRICE) }.abi_encode();
+    let usdc_contract = TxKind::Call(USDC.parse().unwrap());
+    let (transaction, _) = shop.payer.broadcast(shop.anvil(), usdc_contract, 0, data).await;
+    let credential = shop.sign(&shop.draft(transaction));
+    for _ in 0..3 {
+        assert_eq!(told(&shop.look(&credential, &few).await.unwrap_err()), no(402, "payment_pending"));
+    }
+    shop.anvil().rpc("evm_mine", json!([])).await;
+    shop.look(&credential, &few).await.unwrap();
+    // Somebody else's transaction is none of theirs.
+    let stranger = Payer::random();
+    let foreign = shop.sign_by(&Draft { payer: stranger.address(), ..shop.draft(transaction) }, &stranger.signer);
+    assert_eq!(told(&shop.look(&foreign, &few).await.unwrap_err()), no(402, "wrong_payer"));
+    assert_eq!(told(&shop.look(&foreign, &few).await.unwrap_err()), no(429, "too_many_claims"));
+}

@@ -2,7 +2,7 @@
 
 use alloy::{primitives::TxKind, sol_types::SolCall};
 use farebox_core::{PaymentState, ports::Settlement};
-use farebox_evm::{ConnectError, EvmChains, Quorum, Rates, RpcUrl};
+use farebox_evm::{ConnectError, EvmChains, FinalityTier, Quorum, Rates, RpcUrl};
 
 use super::*;
 use crate::{
@@ -272,4 +272,45 @@ async fn a_source_that_hides_a_payment_or_its_block_is_outvoted() {
     }
     liar.set(Fault::Down);
     shop.claim(&shop.sign(&shop.draft(shop.pay(PRICE).await))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_counts_on_the_terms_of_its_own_worth() {
+    let tier = |up_to: Option<&str>, blocks| FinalityTier {
+        up_to: up_to.map(|bound| bound.parse().unwrap()),
+        finality: Finality::Blocks(blocks),
+    };
+    let shop = Shop::through(&[], str::to_owned, |config| {
+        config.confirmations = vec![tier(Some("1"), 1), tier(None, 3)];
+    })
+    .await;
+    // A bill over a cent waits for one block, and ninety dollars of credit for three.
+    let dear = shop.sign(&shop.draft(shop.pay(90_000_000).await));
+    assert_eq!(told(&shop.look(&dear, &Unlimited).await.unwrap_err()), no(402, "payment_pending"));
+    shop.anvil().rpc("anvil_mine", json!(["0x2"])).await;
+    assert_eq!(shop.look(&dear, &Unlimited).await.unwrap().arrivals[0].units, 90_000_000);
+    // A little more than billed is worth no more trouble.
+    shop.claim(&shop.sign(&shop.draft(shop.pay(PRICE + 1).await))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_invents_credit_on_a_small_bill_is_outvoted() {
+    for native in [false, true] {
+        let (liar, shop) = with_a_liar("1").await;
+        let trillion = U256::from(10u128.pow(30));
+        let draft = if native {
+            liar.set(Fault::result("eth_getTransactionByHash", move |found| found["value"] = json!(trillion)));
+            shop.native_draft(shop.pay_native(10u128.pow(14)).await)
+        } else {
+            liar.set(Fault::result("eth_getTransactionReceipt", move |found| {
+                found["logs"][0]["data"] = json!(B256::from(trillion));
+            }));
+            shop.draft(shop.pay(PRICE).await)
+        };
+        // Two sources that agree, or none that can be believed.
+        match shop.claim(&shop.sign(&draft)).await {
+            Ok(payment) => assert_eq!(payment.credit, 0),
+            Err(told) => assert_eq!(told, no(503, "payment_unverifiable")),
+        }
+    }
 }

@@ -116,6 +116,10 @@ impl Lookups for Few {
         *left = left.checked_sub(1).ok_or(NoLookup { retry_after_s: 7 })?;
         Ok(())
     }
+
+    fn give_back(&self) {
+        *self.0.lock() += 1;
+    }
 }
 
 pub(crate) fn network() -> Network {
