@@ -24,6 +24,7 @@ use toml::{
 
 pub(crate) use self::{
     chains::Chain,
+    consistency::never_offered,
     resolve::{Config, PaidRoute, Route},
 };
 use self::{

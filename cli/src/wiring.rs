@@ -8,7 +8,7 @@ use farebox_core::{
     Timestamp,
     ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail},
 };
-use farebox_evm::{ChainConfig, EvmChains, Rates, TransferParts};
+use farebox_evm::{ChainConfig, ConnectError, EvmChains, Rates, TransferParts};
 use farebox_gateway::{BindError, Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles, Watch};
 use farebox_ledger::{AssetName, SqliteLedger, SqliteOptions};
 use farebox_wire::transfer::{Quoter, TransferTimes};
@@ -79,13 +79,31 @@ pub(crate) async fn open(config: &Config, ledger: &Path, chains: Vec<ChainConfig
         (Vec::new(), None)
     } else {
         let rates = Rates::start(config.rates.clone(), clock.clone())?;
-        let chains = EvmChains::connect(chains, ledger.clone(), clock.clone(), rates).await?;
+        let chains = EvmChains::connect(chains, ledger.clone(), clock.clone(), rates).await.map_err(hinted)?;
         let names = chains.assets().into_iter();
         let names = names.map(|(asset, symbol, decimals)| AssetName { asset, symbol, decimals }).collect();
         ledger.name_assets(names).await.context("the ledger could not be told the tokens' names")?;
         (rails(config, &chains, &ledger, quoter.as_ref()), Some(chains))
     };
     Ok(Shop { instance, clock, entropy, books: ledger.clone(), ledger, rails, chains, quoter })
+}
+
+/// What to do about a token that x402 cannot move.
+pub(crate) const EIP3009_HINT: &str = "x402 needs EIP-3009; to take this token by transfer alone, take `relayer` out of its [[chain]] and add a [transfer] table";
+
+/// Whether a chain's word on a token means that it takes no EIP-3009 authorizations.
+pub(crate) fn needs_eip3009(message: &str) -> bool {
+    ["does not answer DOMAIN_SEPARATOR()", "does not take EIP-3009"].iter().any(|part| message.contains(part))
+}
+
+/// What x402 needs of a token is told with what to do without it.
+fn hinted(error: ConnectError) -> anyhow::Error {
+    let hint = needs_eip3009(&error.to_string()).then_some(EIP3009_HINT);
+    let error = anyhow::Error::from(error);
+    match hint {
+        Some(hint) => error.context(hint),
+        None => error,
+    }
 }
 
 /// In the order in which they are offered.

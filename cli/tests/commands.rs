@@ -167,6 +167,26 @@ fn a_price_too_fine_for_a_known_token_is_told_without_a_chain() {
     assert_eq!(run(dir.path(), &["price", "GET", "/v1/x"], &[]).0, 0, "the finest price there is");
 }
 
+#[test]
+fn a_coin_that_is_on_no_bill_is_told() {
+    let config = CONFIG.replace("[\"USDC\"]", "[\"USDC\", \"native\"]");
+    let transfers = "public_url = \"https://a.example\"\n[transfer]\n";
+    let env = [("FAREBOX_RELAYER_KEY", KEY), ("FAREBOX_PAY_TO", PAY_TO)];
+    let wrong = "[[rate]]\nsymbol = \"WETH\"\nfixed = \"3000\"\n";
+    for (config, part) in [
+        (format!("{transfers}{config}"), "needs a [[rate]] with symbol = \"ETH\""),
+        (format!("{transfers}{config}{wrong}"), "needs a [[rate]] with symbol = \"ETH\""),
+        (config.clone(), "add a [transfer] table"),
+    ] {
+        let (code, out, _) = run(folder(&config).path(), &["check", "--offline"], &env);
+        assert!(code == 0 && out.contains("ETH on eip155:84532 is configured and never offered"), "{out}");
+        assert!(out.contains(part) && !out.contains("USDC on"), "{out}");
+    }
+    let right = wrong.replace("WETH", "ETH");
+    let (_, out, _) = run(folder(&format!("{transfers}{config}{right}")).path(), &["check", "--offline"], &env);
+    assert!(!out.contains("never offered"), "{out}");
+}
+
 /// PAINS 11: a shop whose chain cannot be asked must not open.
 #[test]
 fn serve_refuses_to_start_when_no_node_answers() {

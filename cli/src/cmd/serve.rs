@@ -94,6 +94,9 @@ fn tell_chains(config: &Config) {
             warn!(%network, "this is a test network: what is paid here is worth nothing");
         }
     }
+    for told in config::never_offered(config) {
+        warn!("{told}");
+    }
 }
 
 fn tell_routes(config: &Config, accesses: &[Access]) {

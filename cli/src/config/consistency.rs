@@ -9,7 +9,7 @@ use farebox_gateway::{AdmissionLimits, RouteTable, RouteTableError};
 use super::{
     chains::Chain,
     read::{Located, Notes},
-    resolve::Route,
+    resolve::{Config, PaidRoute, Route},
     values::ms_text,
 };
 
@@ -88,6 +88,45 @@ fn why_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], price: &Price)
     }
 }
 
+/// What is configured to be paid in and yet on no bill: one line each, for a start and a check.
+pub(crate) fn never_offered(config: &Config) -> Vec<String> {
+    let paid: Vec<&PaidRoute> = config.routes.iter().filter_map(|route| route.paid.as_ref()).collect();
+    if paid.is_empty() {
+        return Vec::new();
+    }
+    let rated = |symbol: &str| config.rates.iter().any(|rate| rate.symbol == symbol);
+    let mut told = Vec::new();
+    for chain in &config.chains {
+        let native = chain.native.as_ref().filter(|native| native.role == NativeRole::Payment);
+        let tokens = chain.assets.iter().map(|asset| (&asset.symbol, asset.pegged, chain.relayer.is_some()));
+        for (symbol, pegged, by_x402) in tokens.chain(native.map(|native| (&native.symbol, Pegged::No, false))) {
+            let moved = |paid: &&&PaidRoute| {
+                paid.rails.iter().any(|rail| match rail {
+                    RailName::X402 => by_x402,
+                    RailName::Transfer => true,
+                })
+            };
+            let priced = |paid: &&PaidRoute| match &paid.price {
+                Price::Usd(_) => pegged == Pegged::UsDollar || rated(symbol),
+                Price::Token { symbol: wanted, .. } => wanted == symbol,
+            };
+            let movable: Vec<&&PaidRoute> = paid.iter().filter(moved).collect();
+            let why = match () {
+                () if movable.is_empty() => {
+                    "no route takes the rail that moves it; add a [transfer] table, or take it out of assets".to_owned()
+                }
+                () if movable.iter().any(|paid| priced(paid)) => continue,
+                () if movable.iter().any(|paid| matches!(paid.price, Price::Usd(_))) => {
+                    format!("a price in dollars needs a [[rate]] with symbol = \"{symbol}\" to be charged in it")
+                }
+                () => "no route has a price in it".to_owned(),
+            };
+            told.push(format!("{symbol} on {} is configured and never offered: {why}", chain.network));
+        }
+    }
+    told
+}
+
 /// Notes prices that a known token cannot express, which else the chain alone would tell of, at start.
 pub(super) fn note_too_fine(chains: &[Chain], routes: &[Route], notes: &mut Notes) {
     for (index, paid) in routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?))) {
@@ -119,7 +158,8 @@ pub(super) fn note_unconfigured_rails(configured: &[RailName], chains: &[Chain],
     for (index, route) in routes.iter().enumerate() {
         let Some(paid) = &route.paid else { continue };
         for rail in paid.rails.iter().filter(|rail| !configured.contains(rail)) {
-            notes.wrong::<()>(route.span.clone(), format!("route[{index}].rails"), lacks(rail));
+            let span = paid.rails_span.as_ref().unwrap_or(&route.span).clone();
+            notes.wrong::<()>(span, format!("route[{index}].rails"), lacks(rail));
         }
     }
     if configured.contains(&RailName::Transfer) {

@@ -11,7 +11,7 @@ use super::{
         At, Literal, Located, Notes, found, keys, read_text,
     },
     secret::{RpcTemplate, SecretRef},
-    values::{Address, Count, Many, Millis, Symbol, parsed, words},
+    values::{Address, Count, Many, Millis, Symbol, parsed, whole_number, words},
 };
 
 words!(SourceKind, "rpc" => Self::JsonRpc, "explorer" => Self::Explorer);
@@ -92,10 +92,16 @@ impl Literal for FinalityLiteral {
         match value.get_ref() {
             DeValue::String(word) if word == "safe" => Some(Self(Finality::Safe)),
             DeValue::String(word) if word == "finalized" => Some(Self(Finality::Finalized)),
-            DeValue::Integer(_) => Count::<1, BLOCKS_MAX>::read(value, at, notes).map(|n| Self(Finality::Blocks(n.0))),
-            _ => notes.wrong(value.span(), at.path(), format!("expected {}, found {}", Self::expected(), found(value))),
+            _ => blocks(value).or_else(|| {
+                notes.wrong(value.span(), at.path(), format!("expected {}, found {}", Self::expected(), found(value)))
+            }),
         }
     }
+}
+
+fn blocks(value: &Spanned<DeValue<'_>>) -> Option<FinalityLiteral> {
+    let number = whole_number(value).filter(|number| (1..=BLOCKS_MAX).contains(number))?;
+    Some(FinalityLiteral(Finality::Blocks(number)))
 }
 
 keys! {
@@ -128,6 +134,11 @@ impl Literal for Confirmations {
     fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {
         if value.get_ref().is_array() {
             return Many::<TierLiteral, 1, 8>::read(value, at, notes).map(|tiers| Self::Tiers(tiers.0));
+        }
+        // Else the mistake would be told as if tiers were not known.
+        if blocks(value).is_none() && value.get_ref().as_str().is_none() {
+            let what = format!("expected {}, found {}", Self::expected(), found(value));
+            return notes.wrong(value.span(), at.path(), what);
         }
         FinalityLiteral::read(value, at, notes).map(Self::All)
     }

@@ -103,6 +103,8 @@ pub(crate) struct PaidRoute {
     pub(crate) price: Price,
     pub(crate) price_span: Range<usize>,
     pub(crate) rails: Vec<RailName>,
+    /// Where they are named, if they are.
+    pub(crate) rails_span: Option<Range<usize>>,
     pub(crate) network_fee: FeeTerms,
     pub(crate) settle: SettleWhen,
     pub(crate) description: String,
@@ -425,6 +427,7 @@ fn resolve_paid(route: &RouteLiteral, configured: &[RailName]) -> Option<PaidRou
             None => configured.to_vec(),
             Some(rails) => rails.get_ref().0.iter().map(|rail| *rail.get_ref()).collect(),
         },
+        rails_span: route.rails.as_ref().map(Spanned::span),
         network_fee: FeeTerms {
             added_with_buffer_percent: match &route.network_fee {
                 None => None,

@@ -67,6 +67,8 @@ mistakes! {
     tiers_that_do_not_rise_are_refused:
         told_of("assets", "confirmations = [{ up_to = \"$5\", blocks = 2 }, { up_to = \"$1\", blocks = 1 }, { blocks = 6 }]\nassets");
     tiers_without_a_last_one_are_refused: told_of("assets", "confirmations = [{ up_to = \"$5\", blocks = 2 }]\nassets");
+    the_zero_address_is_not_paid:
+        told_of("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x0000000000000000000000000000000000000000");
     a_word_that_is_no_finality_is_told: told_of("assets", "confirmations = \"soon\"\nassets");
     a_key_for_a_node_is_refused:
         told_of("[\"http://127.0.0.1:8545\"]", "[{ url = \"http://127.0.0.1:8545\", key = \"${KEY}\" }]");

@@ -79,7 +79,7 @@ impl<const MIN: u64, const MAX: u64> Literal for Count<MIN, MAX> {
     }
 }
 
-fn whole_number(value: &Spanned<DeValue<'_>>) -> Option<u64> {
+pub(super) fn whole_number(value: &Spanned<DeValue<'_>>) -> Option<u64> {
     let number = value.get_ref().as_integer()?;
     u64::from_str_radix(number.as_str(), number.radix()).ok()
 }
@@ -253,7 +253,13 @@ impl Literal for PayTo {
     fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {
         match value.get_ref().as_str().and_then(variable_name) {
             Some(name) => Some(Self::Env(name.to_owned())),
-            None => Address::read(value, at, notes).map(|address| Self::Address(address.0)),
+            None => {
+                let address = Address::read(value, at, notes)?.0;
+                match nobody(address) {
+                    Some(why) => notes.wrong(value.span(), at.path(), why),
+                    None => Some(Self::Address(address)),
+                }
+            }
         }
     }
 }
@@ -266,10 +272,19 @@ impl PayTo {
     pub(crate) fn fetch(&self, env: Environment<'_>) -> Result<EvmAddress, String> {
         match self {
             Self::Address(address) => Ok(*address),
-            Self::Env(name) => parse_address(&env(name).ok_or_else(|| not_set(name))?)
-                .map_err(|error| format!("the environment variable {name}: {error}")),
+            Self::Env(name) => {
+                let told = |why: String| format!("the environment variable {name}: {why}");
+                let address =
+                    parse_address(&env(name).ok_or_else(|| not_set(name))?).map_err(|error| told(error.to_string()))?;
+                nobody(address).map_or(Ok(address), |why| Err(told(why.to_owned())))
+            }
         }
     }
+}
+
+/// Why nobody could be paid there.
+fn nobody(address: EvmAddress) -> Option<&'static str> {
+    (address.0 == [0; 20]).then_some("the zero address has no owner: what is sent there is lost for good")
 }
 
 impl std::fmt::Display for PayTo {

@@ -5,7 +5,10 @@ use std::fmt;
 use farebox_evm::{ChainReport, Severity};
 use serde::Serialize;
 
-use crate::config::mistake::Mistakes;
+use crate::{
+    config::mistake::Mistakes,
+    wiring::{EIP3009_HINT, needs_eip3009},
+};
 
 /// How one thing turned out; the worse, the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,7 +71,11 @@ impl Findings {
                 Severity::Warning => Outcome::Warn,
                 Severity::Error => Outcome::Fail,
             };
-            self.add(outcome, finding.code, report.network.to_string(), finding.message);
+            // The subject says which network already.
+            let network = report.network.to_string();
+            let message = finding.message.strip_prefix(&format!("{network}: ")).unwrap_or(&finding.message);
+            let hint = if needs_eip3009(message) { format!("; {EIP3009_HINT}") } else { String::new() };
+            self.add(outcome, finding.code, network, format!("{message}{hint}"));
         }
     }
 

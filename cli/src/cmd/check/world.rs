@@ -15,7 +15,7 @@ use http::Method;
 
 use super::{finding::Findings, trial::Trial};
 use crate::{
-    config::{Config, Route},
+    config::{Config, Route, never_offered},
     system::{self, OsEntropy, SystemClock},
 };
 
@@ -27,6 +27,9 @@ pub(super) fn worth(config: &Config, findings: &mut Findings) {
     if config.routes.iter().all(|route| route.paid.is_none()) {
         findings.warn("nothing_sold", "routes", "every route is free; give one a price to be paid for it");
         return;
+    }
+    for told in never_offered(config) {
+        findings.warn("never_offered", "assets", told);
     }
     for chain in config.chains.iter().filter(|chain| is_test_network(&chain.network)) {
         findings.warn(
