@@ -20,7 +20,7 @@ use crate::{address, chain::Chain, node::Agreement};
 /// sources that were asked then tell yet more.
 const READINGS_MAX: usize = 3;
 const RELAYED: &str = "this transaction was sent by this server to settle another payment; it pays for nothing else";
-const AUTHORIZED: &str = "this transfer was made by an authorization (EIP-3009), which can be presented as an x402 payment and not as a transfer";
+const AUTHORIZED: &str = "this transfer was made by an authorization (EIP-3009), which is an x402 payment and no transfer; pay by a plain transfer";
 const TAKEN: &str = "every transfer of this transaction that could pay has been claimed";
 
 impl TransferRail {
