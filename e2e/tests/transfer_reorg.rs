@@ -27,7 +27,11 @@ struct Sold {
 
 impl Sold {
     async fn for_symbol(symbol: &str) -> Self {
-        let shop = Shop::open_with(WARY).await.unwrap();
+        Self::in_a(WARY, symbol).await
+    }
+
+    async fn in_a(options: ShopOptions, symbol: &str) -> Self {
+        let shop = Shop::open_with(options).await.unwrap();
         let payer = shop.spender("payer").await.unwrap();
         let bill = shop.quote(Shop::AFTER).await.unwrap();
         let option = bill.option(symbol).unwrap();
@@ -88,7 +92,9 @@ async fn a_payment_that_a_reorganisation_removes_is_reversed_and_comes_back_with
 
 #[tokio::test]
 async fn a_payer_whose_payment_was_undone_waits_longer_until_it_is_made_good() {
-    let sold = Sold::for_symbol("USDC").await;
+    // From the moment that it is undone: the next look at the books is far away.
+    let seldom = ShopOptions { top: "reconciler.interval = \"5s\"", ..WARY };
+    let sold = Sold::in_a(seldom, "USDC").await;
     sold.reversed().await;
     let other = sold.shop.spender("another payer").await.unwrap();
     let others = sold.shop.buy(&other, Shop::AFTER, "USDC").await.unwrap();

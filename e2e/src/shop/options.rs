@@ -59,8 +59,10 @@ impl ShopOptions {
 pub(super) fn config(sources: &str, tokens: &[Address], echo: &Echo, options: ShopOptions) -> String {
     let (upstream, seller) = (echo.url(), Shop::SELLER);
     let ShopOptions { chain, top, routes, rails, .. } = options;
-    let mut config =
-        format!("admission.busy_wait = \"2s\"\nreconciler.interval = \"100ms\"\nserver.workers = 2\n{top}\n");
+    let mut config = format!("admission.busy_wait = \"2s\"\nserver.workers = 2\n{top}\n");
+    if !top.contains("reconciler.interval") {
+        config += "reconciler.interval = \"100ms\"\n";
+    }
     let mut assets = vec!["\"USDC\"".to_owned()];
     if rails != Rails::X402 {
         if !top.contains("lookups_per_minute") {
