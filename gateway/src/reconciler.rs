@@ -12,7 +12,7 @@ use farebox_core::{
     ports::{Canonical, ChainWindow, LedgerUnavailable, Rail, RecordError, Settlement},
 };
 use futures_util::{StreamExt as _, stream};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::till::Till;
 
@@ -199,7 +199,12 @@ impl Reconciler {
                 Ok(Settlement::Final { transaction, block }) => PaymentEvent::Settled { transaction, block },
                 Ok(Settlement::Refused(rejected)) => PaymentEvent::Refused { code: rejected.code },
                 Ok(Settlement::InDoubt { source, .. }) => {
-                    warn!(payment = %payment.id, error = &*source, "still in doubt");
+                    // Once, and not every round.
+                    if payment.state == PaymentState::InDoubt {
+                        debug!(payment = %payment.id, error = &*source, "still in doubt");
+                    } else {
+                        warn!(payment = %payment.id, error = &*source, "in doubt");
+                    }
                     PaymentEvent::Doubted
                 }
                 Err(_) => PaymentEvent::Doubted,
