@@ -1,11 +1,9 @@
 //! How many questions to a chain one caller may cause by naming transactions and contracts that nobody has vouched for.
 
-use std::{net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use farebox_core::ports::{Lookups, NoLookup};
-use governor::{
-    Quota, RateLimiter, clock::Clock, middleware::NoOpMiddleware, nanos::Nanos, state::keyed::HashMapStateStore,
-};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The most callers that are told apart. A stranger with a whole IPv6 prefix has as many addresses as he likes: all that come when
@@ -15,13 +13,21 @@ const CALLERS_MAX: usize = 65_536;
 /// How often callers who have been quiet are forgotten.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
-type Limiter = RateLimiter<u64, HashMapStateStore<u64>, SinceStart, NoOpMiddleware<Nanos>>;
-
-/// The accounts of all callers.
+/// The accounts of all callers. No crate's limiter gives back what was taken, and an honest look-up has to cost nothing: else a fleet behind
+/// one address could not pay more often than a stranger may guess.
 #[derive(Debug)]
 pub(crate) struct LookupLimit {
-    by_caller: Limiter,
+    accounts: Mutex<HashMap<u64, Account>>,
+    /// How long one look-up takes to come back by itself.
+    each: Duration,
+    burst: u32,
     callers_max: usize,
+}
+
+/// What a caller has used up: it is even again at `even_at`.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    even_at: Instant,
 }
 
 /// One caller's account.
@@ -41,10 +47,8 @@ impl LookupLimit {
     }
 
     fn of(per_minute: u32, callers_max: usize) -> Self {
-        let at_least_one = |count| NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_minute(at_least_one(per_minute)).allow_burst(at_least_one(per_minute / 4));
-        let store = HashMapStateStore::new(Default::default());
-        Self { by_caller: RateLimiter::new(quota, store, SinceStart(Instant::now())), callers_max }
+        let each = Duration::from_secs(60) / per_minute.max(1);
+        Self { accounts: Mutex::default(), each, burst: (per_minute / 4).max(1), callers_max }
     }
 
     /// The account of the caller at `address`. Of an IPv6 address the /64 counts, within which hosts change theirs.
@@ -61,18 +65,41 @@ impl LookupLimit {
     pub(crate) async fn sweep(&self) {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
-            self.by_caller.retain_recent();
-            self.by_caller.shrink_to_fit();
+            self.forget_quiet();
         }
     }
 
+    fn forget_quiet(&self) {
+        let now = Instant::now();
+        let mut accounts = self.accounts.lock();
+        accounts.retain(|_, account| account.even_at > now);
+        accounts.shrink_to_fit();
+    }
+
+    /// Each look-up puts off by `each` when the account is even; no further than a burst ahead.
     fn take(&self, caller: u64) -> Result<(), NoLookup> {
-        let caller = if self.by_caller.len() < self.callers_max { caller } else { THE_REST };
-        self.by_caller.check_key(&caller).map_err(|until| {
-            let wait = until.wait_time_from(self.by_caller.clock().now());
+        let now = Instant::now();
+        let mut accounts = self.accounts.lock();
+        let caller =
+            if accounts.contains_key(&caller) || accounts.len() < self.callers_max { caller } else { THE_REST };
+        let account = accounts.entry(caller).or_insert(Account { even_at: now });
+        let even_at = account.even_at.max(now) + self.each;
+        let wait = even_at.saturating_duration_since(now + self.each * self.burst);
+        if wait > Duration::ZERO {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            NoLookup { retry_after_s: u32::try_from(seconds).unwrap_or(u32::MAX) }
-        })
+            return Err(NoLookup { retry_after_s: u32::try_from(seconds).unwrap_or(u32::MAX) });
+        }
+        account.even_at = even_at;
+        Ok(())
+    }
+
+    fn give_back(&self, caller: u64) {
+        let mut accounts = self.accounts.lock();
+        // Whoever came when there was no room took of the account that all such share.
+        let caller = if accounts.contains_key(&caller) { caller } else { THE_REST };
+        if let Some(account) = accounts.get_mut(&caller) {
+            account.even_at = account.even_at.checked_sub(self.each).unwrap_or(account.even_at);
+        }
     }
 }
 
@@ -80,17 +107,9 @@ impl Lookups for CallerLookups<'_> {
     fn take(&self) -> Result<(), NoLookup> {
         self.limit.take(self.caller)
     }
-}
 
-/// Time since the start, which unlike the wall clock does not jump.
-#[derive(Clone, Debug)]
-struct SinceStart(Instant);
-
-impl Clock for SinceStart {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        self.0.elapsed().into()
+    fn give_back(&self) {
+        self.limit.give_back(self.caller);
     }
 }
 
@@ -120,6 +139,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_given_back_can_be_taken_again() {
+        let limit = limit(100);
+        let caller = limit.of_caller("192.0.2.1".parse().unwrap());
+        for _ in 0..1_000 {
+            assert_eq!(caller.take(), Ok(()));
+            caller.give_back();
+        }
+        // Giving back makes nobody rich.
+        caller.give_back();
+        let left = (0..100).filter(|_| caller.take().is_ok()).count();
+        assert_eq!(left, 15);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_hosts_of_one_ipv6_network_share_an_account() {
         let limit = limit(100);
         for host in 1..=15 {
@@ -141,10 +174,10 @@ mod tests {
         }
         let refused = (0..100).filter(|host| take(&limit, &format!("198.51.100.{host}")).is_err()).count();
         assert_eq!(refused, 85);
-        assert!(limit.by_caller.len() <= 5, "{}", limit.by_caller.len());
+        assert_eq!(limit.accounts.lock().len(), 5);
         tokio::time::advance(Duration::from_secs(60)).await;
-        limit.by_caller.retain_recent();
+        limit.forget_quiet();
         assert_eq!(take(&limit, "198.51.100.200"), Ok(()));
-        assert_eq!(limit.by_caller.len(), 1);
+        assert_eq!(limit.accounts.lock().len(), 1);
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use farebox_core::{AuditEntry, AuditOutcome, AuditSubject, Timestamp, ports::Ledger};
+use farebox_core::{AuditEntry, AuditOutcome, AuditSubject, CredentialDigest, Timestamp, ports::Ledger};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -22,6 +22,12 @@ const WAITING_MAX: usize = 4_096;
 /// Refusals of one minute that are told apart by payer and transaction. A stranger makes as many keys as he likes, and what is in the
 /// log stays there: all others are counted by their reason alone.
 const TOLD_APART_MAX: usize = 128;
+
+/// The same of one hour, whatever their minutes: nothing is ever deleted from the log, so this bounds what strangers add to it in a day.
+const TOLD_APART_PER_HOUR_MAX: u32 = 600;
+
+/// Bytes of a path and query that are kept of a refused request; of a longer one the beginning, and a digest of it all.
+const RESOURCE_BYTES_MAX: usize = 256;
 
 /// Reasons of one minute that are counted.
 const REASONS_MAX: usize = 64;
@@ -46,6 +52,18 @@ pub(crate) struct Refused {
 struct Pending {
     waiting: Vec<AuditEntry>,
     folded: HashMap<FoldKey, Folded>,
+    /// When the hour began, and how many were told apart in it.
+    hour: (Option<Timestamp>, u32),
+}
+
+impl Pending {
+    /// Whether a refusal of a new kind may still be told apart.
+    fn has_room(&mut self, at: Timestamp) -> bool {
+        if self.hour.0.is_none_or(|began| at.since(began) >= Duration::from_secs(3600)) {
+            self.hour = (Some(at), 0);
+        }
+        self.folded.len() < TOLD_APART_MAX && self.hour.1 < TOLD_APART_PER_HOUR_MAX
+    }
 }
 
 /// Refusals of one kind: of this payer and transaction, for this reason.
@@ -77,10 +95,14 @@ struct Folded {
 impl Refused {
     /// Notes a refusal: the first of its kind at once, its repeats of the next minute as one.
     pub(crate) fn note(&self, subject: AuditSubject, reason: Cow<'static, str>, at: Timestamp) {
+        let subject = AuditSubject { resource: shortened(subject.resource), ..subject };
         let mut entry = AuditEntry { at, outcome: AuditOutcome::Rejected, reason: Some(reason), subject, count: 1 };
         let mut key = FoldKey::of(&entry);
         let mut pending = self.pending.lock();
-        if pending.folded.len() >= TOLD_APART_MAX && !pending.folded.contains_key(&key) {
+        let known = pending.folded.contains_key(&key);
+        if !known && pending.has_room(at) {
+            pending.hour.1 += 1;
+        } else if !known {
             (entry.subject.payer, entry.subject.transaction, entry.subject.amount) = (None, None, None);
             key = FoldKey::of(&entry);
         }
@@ -164,6 +186,16 @@ impl Refused {
     }
 }
 
+/// At most [`RESOURCE_BYTES_MAX`] bytes of it, and what tells it from others that begin alike.
+fn shortened(resource: String) -> String {
+    if resource.len() <= RESOURCE_BYTES_MAX {
+        return resource;
+    }
+    let cut = (0..=RESOURCE_BYTES_MAX).rev().find(|at| resource.is_char_boundary(*at)).unwrap_or(0);
+    let digest = CredentialDigest::of(&[resource.as_bytes()]);
+    format!("{}…#{digest:?}", &resource[..cut])
+}
+
 #[cfg(test)]
 mod tests {
     use farebox_core::{InstanceId, Payer, RailName, RequestId, RouteId, TransactionId};
@@ -232,6 +264,26 @@ mod tests {
         let counted: u64 = written.iter().map(|line| line["count"].as_u64().unwrap_or(1)).sum();
         assert_eq!(counted, 100_000, "every refusal is counted");
         assert_eq!(written[TOLD_APART_MAX + 1].get("payer"), None);
+    }
+
+    #[tokio::test]
+    async fn a_day_of_strange_keys_and_long_queries_stays_small() {
+        let (refused, ledger) = (Refused::default(), books());
+        for minute in 0..24 * 60u64 {
+            let at = NOW.plus(Duration::from_secs(60 * minute));
+            for key in 0..200u64 {
+                let transaction = Some(TransactionId::new(format!("0x{minute:x}-{key:x}")));
+                let resource = format!("/x?{minute}{}", "q".repeat(7_500));
+                refused.note(
+                    AuditSubject { transaction, resource, ..subject(1, 1) },
+                    "payment_code_expired".into(),
+                    at,
+                );
+            }
+            refused.write(&ledger, Some(at)).await;
+        }
+        let bytes: usize = ledger.audit_log().iter().map(|line| line.text.len()).sum();
+        assert!(bytes < 16 << 20, "{bytes} bytes in a day");
     }
 
     #[tokio::test]

@@ -264,7 +264,7 @@ keys! {
         "network_fee" network_fee: NetworkFeeLiteral, Means("the seller bears it");
         /// The most that the network's fee may be of what is charged; an offer over it is not made.
         "max_fee_share" max_fee_share: Percent, Means("any; `farebox check` warns of one above 100%");
-        /// When the money moves: after the upstream's head and before ours, so that an answer of 400 or more is not charged, or before the upstream is called.
+        /// When the money moves: after the upstream's head and before ours, so that an answer of 400 or more is not charged, or before the upstream is called. Of x402: a transfer is paid already, and an answer below 500 is its delivery.
         "settle" settle: SettleWhen, Default("\"before_response\"");
         /// What the bill says is sold.
         "description" description: String, Means("nothing");
