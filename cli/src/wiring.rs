@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use farebox_core::{
     Access, Challenge, InstanceId, LiveOffers, Offer, OfferBoard, RailName, Refusal, Resource, RouteId, Tariff,
     Timestamp,
-    ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail},
+    ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail, offers_by},
 };
 use farebox_evm::{ChainConfig, ConnectError, EvmChains, Rates, TransferParts};
 use farebox_gateway::{BindError, Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles, Watch};
@@ -297,16 +297,16 @@ fn offers(
     rails: &[Arc<dyn Rail>],
     notes: &mut Notes,
 ) -> (Vec<Offer>, Vec<(RailName, OfferError)>) {
-    let (mut offers, mut later) = (Vec::new(), Vec::new());
-    for rail in rails.iter().filter(|rail| paid.rails.contains(&rail.name())) {
-        match rail.offers(&paid.price, paid.network_fee) {
-            Ok(more) => offers.extend(more),
+    let (offers, failures) = offers_by(&paid.rails, rails, &paid.price, paid.network_fee);
+    let mut later = Vec::new();
+    for (rail, error) in failures {
+        match error {
             // A rate may be there in a moment, and a dear fee fall: a restart must not close a shop that would have stayed open. Until
             // then the route is sold by the other rails, or says 503.
-            Err(error @ (OfferError::NoRate { .. } | OfferError::FeeShare { .. })) => later.push((rail.name(), error)),
+            OfferError::NoRate { .. } | OfferError::FeeShare { .. } => later.push((rail, error)),
             // Another rail may have the asset; if none has, it is told below.
-            Err(OfferError::NoAsset { .. }) => {}
-            Err(error @ OfferError::NotExact { .. }) => {
+            OfferError::NoAsset { .. } => {}
+            OfferError::NotExact { .. } => {
                 let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
                 notes.wrong::<()>(paid.price_span.clone(), key, format!("{error}{why}"));
             }
@@ -329,17 +329,12 @@ async fn tariff(
         .exchange_offers(&route.id, &offers, now)
         .await
         .with_context(|| format!("the offers of route {} could not be remembered", route.id))?;
-    let longest = earlier.iter().map(|offer| offer.max_timeout_s).max().unwrap_or(0);
     Ok(Tariff {
         route: route.id.clone(),
         price: paid.price.clone(),
         network_fee: paid.network_fee,
         rails: paid.rails.clone(),
-        board: LiveOffers::new(OfferBoard {
-            offers: offers.into(),
-            earlier_offers: earlier.into(),
-            earlier_until: now.plus(Duration::from_secs(longest)),
-        }),
+        board: LiveOffers::new(OfferBoard::since(now, offers, earlier)),
         settle: paid.settle,
         description: paid.description.as_str().into(),
         mime_type: paid.mime_type.as_str().into(),

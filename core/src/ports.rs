@@ -3,7 +3,7 @@
 
 mod sending;
 
-use std::{borrow::Cow, error::Error, fmt, time::Duration};
+use std::{borrow::Cow, error::Error, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -93,6 +93,24 @@ pub trait Rail: fmt::Debug + Send + Sync {
 
     /// What a payment on `network` must wait for whose payer has had one undone by a reorganisation.
     fn deepest(&self, network: &Network) -> Finality;
+}
+
+/// What `rails` take `price` for now, by the rails of `order` and in that order; and the rails that make no offer, with why.
+#[must_use]
+pub fn offers_by(
+    order: &[RailName],
+    rails: &[Arc<dyn Rail>],
+    price: &Price,
+    fee: FeeTerms,
+) -> (Vec<Offer>, Vec<(RailName, OfferError)>) {
+    let (mut offers, mut failures) = (Vec::new(), Vec::new());
+    for rail in order.iter().flat_map(|name| rails.iter().filter(move |rail| rail.name() == *name)) {
+        match rail.offers(price, fee) {
+            Ok(more) => offers.extend(more),
+            Err(error) => failures.push((rail.name(), error)),
+        }
+    }
+    (offers, failures)
 }
 
 /// A credential as it was presented, and all that it may be checked against without IO.

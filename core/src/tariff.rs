@@ -1,6 +1,6 @@
 //! What a route costs and when it is charged.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
@@ -55,6 +55,26 @@ pub struct OfferBoard {
     pub earlier_offers: Arc<[Offer]>,
     /// Until when: the change plus the longest `max_timeout_s` among them.
     pub earlier_until: Timestamp,
+}
+
+impl OfferBoard {
+    /// What is offered from `now` on, beside the earlier offers that the ledger says are still owed to whoever holds a bill.
+    #[must_use]
+    pub fn since(now: Timestamp, offers: Vec<Offer>, earlier: Vec<Offer>) -> Self {
+        let longest = earlier.iter().map(|offer| offer.max_timeout_s).max().unwrap_or(0);
+        let earlier_until = now.plus(Duration::from_secs(longest));
+        Self { offers: offers.into(), earlier_offers: earlier.into(), earlier_until }
+    }
+
+    /// What may be paid at `now`: what is offered, and what was until lately, for a bill from before a price change is good until it
+    /// ends.
+    #[must_use]
+    pub fn honoured(&self, now: Timestamp) -> Cow<'_, [Offer]> {
+        if self.earlier_offers.is_empty() || now >= self.earlier_until {
+            return Cow::Borrowed(&self.offers);
+        }
+        self.offers.iter().chain(self.earlier_offers.iter()).cloned().collect::<Vec<_>>().into()
+    }
 }
 
 /// What a route is offered for: read by every request, exchanged when a rate or the network's fee moves the price.

@@ -55,6 +55,27 @@ impl Chain {
     }
 }
 
+/// The offers of one rail, of what came of each of its assets.
+pub(crate) fn those_made(
+    price: &Price,
+    tried: impl Iterator<Item = Result<Option<Offer>, OfferError>>,
+) -> Result<Vec<Offer>, OfferError> {
+    let (mut offers, mut first) = (Vec::new(), None);
+    for offer in tried {
+        match offer {
+            Ok(offer) => offers.extend(offer),
+            // A price that the seller wrote wrong is told; an asset whose price is not known now, or too dear, is left out.
+            Err(error @ OfferError::NotExact { .. }) => return Err(error),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    match first {
+        _ if !offers.is_empty() => Ok(offers),
+        Some(error) => Err(error),
+        None => Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
+    }
+}
+
 /// Why there is no price with the fee in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotPriced {

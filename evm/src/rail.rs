@@ -13,6 +13,7 @@ use crate::{
     ChainLimits, EvmChains,
     chain::Chain,
     check::{self, code, rejected},
+    fee::those_made,
     token::Token,
 };
 
@@ -45,23 +46,8 @@ impl Rail for EvmRail {
     }
 
     fn offers(&self, price: &Price, fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
-        let mut offers = Vec::new();
-        let mut first = None;
-        for chain in self.settled_here() {
-            for token in &chain.tokens {
-                match chain.settled_offer(token, price, fee) {
-                    Ok(offer) => offers.extend(offer),
-                    // A price that the seller wrote wrong is told; what is not known now, or too dear on this chain, is left out.
-                    Err(error @ OfferError::NotExact { .. }) => return Err(error),
-                    Err(error) => first = first.or(Some(error)),
-                }
-            }
-        }
-        match first {
-            _ if !offers.is_empty() => Ok(offers),
-            Some(error) => Err(error),
-            None => Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
-        }
+        let each = self.settled_here().flat_map(|chain| chain.tokens.iter().map(move |token| (chain, token)));
+        those_made(price, each.map(|(chain, token)| chain.settled_offer(token, price, fee)))
     }
 
     fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {

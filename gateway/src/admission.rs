@@ -3,9 +3,8 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Amount, Arrived, AuditSubject, Binding, CallerId, Claim, Claimed, Credential, Delivery, Offer, OfferBoard, Payer,
-    Payment, PaymentEvent, PaymentState, Permit, RailName, Refusal, RequestId, Retry, SettleWhen, Tariff,
-    TransactionId,
+    Amount, Arrived, AuditSubject, Binding, CallerId, Claim, Claimed, Credential, Delivery, Offer, Payer, Payment,
+    PaymentEvent, PaymentState, Permit, RailName, Refusal, RequestId, Retry, SettleWhen, Tariff, TransactionId,
     ports::{
         BoxError, Checked, Claimant, LedgerUnavailable, Paid, Presented, Rail, Rejected, SignatureCheck, Timely,
         Verified, VerifyError, claim_of,
@@ -186,7 +185,7 @@ impl<'a> Ask<'a> {
                 caller: caller(inbound),
             },
             url: desk.url(),
-            offers: standing(desk.board(), till),
+            offers: desk.board().honoured(till.clock.now()),
             lookups: till.lookups.of_caller(inbound.client.addr),
             time_needed,
             authenticated: None,
@@ -452,12 +451,4 @@ impl<'a> Ask<'a> {
             lookups: &self.lookups,
         }
     }
-}
-
-/// What may be paid now: what is offered, and what was until lately, for a bill from before a price change is good until it ends.
-fn standing<'a>(board: &'a OfferBoard, till: &Till) -> Cow<'a, [Offer]> {
-    if board.earlier_offers.is_empty() || till.clock.now() >= board.earlier_until {
-        return Cow::Borrowed(&board.offers);
-    }
-    board.offers.iter().chain(board.earlier_offers.iter()).cloned().collect::<Vec<_>>().into()
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
     Access, Offer, OfferBoard, Tariff,
-    ports::{Clock, Ledger, OfferError, Rail},
+    ports::{Clock, Ledger, Rail, offers_by},
 };
 use tracing::{info, warn};
 
@@ -29,7 +29,7 @@ pub(crate) async fn run(
 }
 
 async fn reprice(tariff: &Tariff, rails: &[Arc<dyn Rail>], ledger: &dyn Ledger, clock: &dyn Clock) {
-    let (offers, failures) = offers_now(tariff, rails);
+    let (offers, failures) = offers_by(&tariff.rails, rails, &tariff.price, tariff.network_fee);
     let board = tariff.board.now();
     if *board.offers == *offers {
         return;
@@ -48,7 +48,7 @@ async fn reprice(tariff: &Tariff, rails: &[Arc<dyn Rail>], ledger: &dyn Ledger, 
         // Without a price nothing is sold, whether the books have heard of it or not. They know the offers that are honoured.
         Err(error) if offers.is_empty() => {
             warn!(route = %tariff.route, error = &error as &dyn std::error::Error, "offers not exchanged in the books yet");
-            honoured(&board, now)
+            board.honoured(now).into_owned()
         }
         Err(error) => {
             warn!(route = %tariff.route, error = &error as &dyn std::error::Error, "prices stay: the books could not be told");
@@ -59,33 +59,10 @@ async fn reprice(tariff: &Tariff, rails: &[Arc<dyn Rail>], ledger: &dyn Ledger, 
         true => warn!(route = %tariff.route, "no rail can price this route now: it answers 503"),
         false => info!(route = %tariff.route, offers = offers.len(), "new prices"),
     }
-    let longest = earlier.iter().map(|offer| offer.max_timeout_s).max().unwrap_or(0);
-    let earlier_until = now.plus(Duration::from_secs(longest));
-    tariff.board.exchange(OfferBoard { offers: offers.into(), earlier_offers: earlier.into(), earlier_until });
-}
-
-/// The price in every way it can be paid now, and the rails that cannot tell.
-fn offers_now(tariff: &Tariff, rails: &[Arc<dyn Rail>]) -> (Vec<Offer>, Vec<(farebox_core::RailName, OfferError)>) {
-    let (mut offers, mut failures) = (Vec::new(), Vec::new());
-    for name in &tariff.rails {
-        for rail in rails.iter().filter(|rail| rail.name() == *name) {
-            match rail.offers(&tariff.price, tariff.network_fee) {
-                Ok(more) => offers.extend(more),
-                Err(error) => failures.push((*name, error)),
-            }
-        }
-    }
-    (offers, failures)
+    tariff.board.exchange(OfferBoard::since(now, offers, earlier));
 }
 
 /// Whether two lists ask for the same: what part of it is the network's fee changes nothing.
 fn same_terms(a: &[Offer], b: &[Offer]) -> bool {
-    let same = |(a, b): (&Offer, &Offer)| *a == Offer { network_fee: a.network_fee, ..b.clone() };
-    a.len() == b.len() && a.iter().zip(b).all(same)
-}
-
-/// What bills written until now may be paid with.
-fn honoured(board: &OfferBoard, now: farebox_core::Timestamp) -> Vec<Offer> {
-    let earlier = board.earlier_offers.iter().filter(|_| now < board.earlier_until);
-    board.offers.iter().chain(earlier).cloned().collect()
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same_terms(b))
 }

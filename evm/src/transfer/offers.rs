@@ -3,7 +3,7 @@
 use farebox_core::{Amount, NetworkFee, Offer, Price, RailName, ports::OfferError};
 
 use super::{SCHEME, TransferRail, asset_on_wire};
-use crate::{chain::Chain, checksum, token::Coin};
+use crate::{chain::Chain, checksum, fee::those_made, token::Coin};
 
 /// Gas of a transaction that moves the native coin and nothing else. Source: yellow paper, G_transaction.
 const NATIVE_GAS: u128 = 21_000;
@@ -13,23 +13,8 @@ const TOKEN_GAS: u128 = 65_000;
 impl TransferRail {
     /// One offer for each coin of each chain that the price can be paid in.
     pub(super) fn offers_for(&self, price: &Price) -> Result<Vec<Offer>, OfferError> {
-        let mut offers = Vec::new();
-        let mut first = None;
-        for chain in self.chains.iter() {
-            for coin in &chain.coins {
-                match self.offer(chain, coin, price) {
-                    Ok(offer) => offers.extend(offer),
-                    // A price that the seller wrote wrong is told; a coin whose rate is not known now is left out.
-                    Err(error @ OfferError::NotExact { .. }) => return Err(error),
-                    Err(error) => first = first.or(Some(error)),
-                }
-            }
-        }
-        match first {
-            _ if !offers.is_empty() => Ok(offers),
-            Some(error) => Err(error),
-            None => Err(OfferError::NoAsset { price: Box::new(price.clone()) }),
-        }
+        let each = self.chains.iter().flat_map(|chain| chain.coins.iter().map(move |coin| (chain, coin)));
+        those_made(price, each.map(|(chain, coin)| self.offer(chain, coin, price)))
     }
 
     fn offer(&self, chain: &Chain, coin: &Coin, price: &Price) -> Result<Option<Offer>, OfferError> {

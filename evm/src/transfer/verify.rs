@@ -103,19 +103,19 @@ impl TransferRail {
 
     /// Check 9, as far as the books tell without the chain.
     async fn unclaimed(&self, claim: &Claim<'_>) -> Result<(), VerifyError> {
-        let transaction = claim.transaction();
-        // Known here from before it was broadcast, so that nobody can be quicker with it than its own payment.
-        if claim.chain.store.transaction(&transaction).await.map_err(unavailable)?.is_some() {
-            return Err(already_claimed(RELAYED));
-        }
         let proofs = match claim.wanted.token {
             None => Some(vec![claim.proof(None)]),
             Some(_) => self.found.of(&claim.key()),
         };
-        let Some(proofs) = proofs else { return Ok(()) };
-        match all_claimed(&*self.parts.ledger, &proofs, &claim.checked.credential).await.map_err(unavailable)? {
-            true => Err(already_claimed(TAKEN)),
-            false => Ok(()),
+        if let Some(proofs) = proofs
+            && all_claimed(&*self.parts.ledger, &proofs, &claim.checked.credential).await.map_err(unavailable)?
+        {
+            return Err(already_claimed(TAKEN));
+        }
+        // Known here from before it was broadcast, so that nobody can be quicker with it than its own payment.
+        match claim.chain.store.transaction(&claim.transaction()).await.map_err(unavailable)? {
+            Some(_) => Err(already_claimed(RELAYED)),
+            None => Ok(()),
         }
     }
 
