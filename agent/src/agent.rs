@@ -397,6 +397,7 @@ impl Agent {
         }
         let chosen = policy.rails.iter().find_map(|rail| match rail {
             RailName::X402 => Some(policy.choose(x402.as_ref()?, Outstanding::default()).ok()?.index),
+            RailName::L402 => None,
             RailName::Transfer => Some(of_x402 + terms.as_ref()?.choices(Outstanding::default()).0.first()?.index),
         });
         if let Some(offer) = chosen.and_then(|index| offers.get_mut(index)) {

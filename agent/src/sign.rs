@@ -66,7 +66,7 @@ impl Agent {
                         Err(NoTransfer::Failed(error)) => _ = failed.get_or_insert(error),
                     }
                 }
-                (RailName::X402, None, _) | (RailName::Transfer, _, None) => {}
+                (RailName::X402, None, _) | (RailName::Transfer, _, None) | (RailName::L402, ..) => {}
             }
         }
         refused.extend(unwanted(policy, billed));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use farebox_core::{
     FeeTerms, Finality, InstanceId, RouteId, Timestamp,
-    ports::{Clock, Presented, Rail as _},
+    ports::{Clock, Offering, Presented, Rail as _},
 };
 use farebox_e2e::{Account, Authorization, NETWORK, Usdc, now_s};
 use farebox_evm::{AssetConfig, ChainConfig, ChainLimits, EvmChains, EvmKey, FinalityTier, Pegged, Rates, RpcUrl};

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use farebox_core::{
     Access, Challenge, InstanceId, LiveOffers, Offer, OfferBoard, RailName, Refusal, Resource, RouteId, Tariff,
     Timestamp,
-    ports::{Clock, Entropy, Ledger, OfferError, QuoteKeyRotation, Rail, offers_by},
+    ports::{Clock, Entropy, Ledger, OfferError, Offering, QuoteKeyRotation, Rail, offers_by},
 };
 use farebox_evm::{ChainConfig, ConnectError, EvmChains, Rates, TransferParts};
 use farebox_gateway::{BindError, Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles, Watch};
@@ -255,7 +255,7 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         reprice_every: config.reprice_every,
     };
     let Shop { instance, clock, entropy, ledger: _, books: ledger, rails, chains: _, quoter } = shop;
-    let gateway = Gateway::bind(gateway, Ports { rails, ledger, clock, entropy, instance, quoter }).await;
+    let gateway = Gateway::bind(gateway, Ports { rails, tokens: None, ledger, clock, entropy, instance, quoter }).await;
     let gateway = gateway.map_err(|error| match &error {
         BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             let hint =
@@ -274,13 +274,14 @@ fn processors() -> usize {
 /// What every route costs, in the order of the config, and what is not offered yet.
 async fn accesses(config: &Config, shop: &Shop) -> anyhow::Result<(Vec<Access>, Vec<Unpriced>)> {
     let (mut notes, mut unpriced) = (Notes::default(), Vec::new());
+    let offerings: Vec<_> = shop.rails.iter().map(|rail| rail.clone() as Arc<dyn Offering>).collect();
     let mut accesses = Vec::with_capacity(config.routes.len());
     for (index, route) in config.routes.iter().enumerate() {
         let Some(paid) = &route.paid else {
             accesses.push(Access::Free);
             continue;
         };
-        let (offers, later) = offers(&format!("route[{index}].price"), paid, &shop.rails, &mut notes);
+        let (offers, later) = offers(&format!("route[{index}].price"), paid, &offerings, &mut notes);
         unpriced.extend(later.into_iter().map(|(rail, why)| Unpriced { route: route.id.clone(), rail, why }));
         // The ledger is told only of prices that stand: a start that fails retires no bill.
         if notes.list.is_empty() {
@@ -294,10 +295,10 @@ async fn accesses(config: &Config, shop: &Shop) -> anyhow::Result<(Vec<Access>, 
 fn offers(
     key: &str,
     paid: &PaidRoute,
-    rails: &[Arc<dyn Rail>],
+    rails: &[Arc<dyn Offering>],
     notes: &mut Notes,
 ) -> (Vec<Offer>, Vec<(RailName, OfferError)>) {
-    let (offers, failures) = offers_by(&paid.rails, rails, &paid.price, paid.network_fee);
+    let (offers, failures) = offers_by(&paid.pricing, rails);
     let mut later = Vec::new();
     for (rail, error) in failures {
         match error {
@@ -313,7 +314,11 @@ fn offers(
         }
     }
     if offers.is_empty() && later.is_empty() && !notes.told(key) {
-        notes.wrong::<()>(paid.price_span.clone(), key, format!("nothing configured can be charged {}", paid.price));
+        notes.wrong::<()>(
+            paid.price_span.clone(),
+            key,
+            format!("nothing configured can be charged {}", paid.pricing.price),
+        );
     }
     (offers, later)
 }
@@ -331,9 +336,7 @@ async fn tariff(
         .with_context(|| format!("the offers of route {} could not be remembered", route.id))?;
     Ok(Tariff {
         route: route.id.clone(),
-        price: paid.price.clone(),
-        network_fee: paid.network_fee,
-        rails: paid.rails.clone(),
+        pricing: paid.pricing.clone(),
         board: LiveOffers::new(OfferBoard::since(now, offers, earlier)),
         settle: paid.settle,
         description: paid.description.as_str().into(),

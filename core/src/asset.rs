@@ -25,6 +25,12 @@ impl Network {
         Self(format!("eip155:{chain_id}").into())
     }
 
+    /// A Bitcoin network.
+    #[must_use]
+    pub fn bitcoin(network: crate::BitcoinNetwork) -> Self {
+        Self(network.caip2().into())
+    }
+
     /// The chain id, if this is an EVM network.
     #[must_use]
     pub fn evm_chain_id(&self) -> Option<u64> {
@@ -91,6 +97,7 @@ pub struct AssetId {
 }
 
 const NATIVE: &str = "slip44:60";
+const LIGHTNING: &str = "lnbtc:msat";
 
 /// Why a text is no [`AssetId`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -111,6 +118,19 @@ impl AssetId {
     #[must_use]
     pub fn native(network: Network) -> Self {
         Self { network, kind: NATIVE.into() }
+    }
+
+    /// Bitcoin over Lightning on `network`, counted in millisatoshis: `lnbtc:msat`, a name of ours, for `slip44:0` counts satoshis on
+    /// the chain.
+    #[must_use]
+    pub fn lightning(network: &Network) -> Self {
+        Self { network: network.clone(), kind: LIGHTNING.into() }
+    }
+
+    /// Whether it is Bitcoin over Lightning.
+    #[must_use]
+    pub fn is_lightning(&self) -> bool {
+        &*self.kind == LIGHTNING
     }
 
     /// Whether it is the network's own coin.
@@ -142,6 +162,7 @@ impl FromStr for AssetId {
         let (namespace, reference) = kind.split_once(':').ok_or_else(wrong)?;
         match namespace {
             "erc20" => Ok(Self::erc20(network, reference.parse().map_err(|_| wrong())?)),
+            "lnbtc" if kind == LIGHTNING && network.as_str().starts_with("bip122:") => Ok(Self::lightning(&network)),
             "slip44" if reference.parse::<u32>().is_ok_and(|n| n.to_string() == reference) => {
                 Ok(Self { network, kind: kind.into() })
             }

@@ -38,6 +38,8 @@ pub enum AuditOutcome {
     Released,
     /// A credential of a known payer was refused before any claim.
     Rejected,
+    /// The operator ended a token.
+    Revoked,
 }
 
 /// Whom and what a decision was about.

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Network, RailName, TransferCredential, Untrusted};
+use crate::{Network, PaymentHash, RailName, TransferCredential, Untrusted};
 
 /// A credential of any rail, as parsed from a request's headers. Nothing about it has been checked but its form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,8 @@ pub enum Credential {
     X402(X402Credential),
     /// A transfer, claimed by its hash.
     Transfer(TransferCredential),
+    /// A Lightning invoice that was paid. Never parsed from a request: what callers present of this rail is an [`crate::L402Token`].
+    L402(InvoiceCredential),
 }
 
 impl Credential {
@@ -24,6 +26,7 @@ impl Credential {
         match self {
             Self::X402(_) => RailName::X402,
             Self::Transfer(_) => RailName::Transfer,
+            Self::L402(_) => RailName::L402,
         }
     }
 
@@ -33,6 +36,7 @@ impl Credential {
         match self {
             Self::X402(x402) => x402.digest,
             Self::Transfer(transfer) => transfer.digest,
+            Self::L402(invoice) => invoice.digest,
         }
     }
 }
@@ -78,6 +82,23 @@ impl<'de> Deserialize<'de> for CredentialDigest {
         fixed_hex(&String::deserialize(deserializer)?)
             .map(Self)
             .ok_or_else(|| serde::de::Error::custom("expected 64 hex digits"))
+    }
+}
+
+/// What paid a token: the payment of an invoice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvoiceCredential {
+    /// The invoice.
+    pub payment_hash: PaymentHash,
+    /// See [`CredentialDigest`].
+    pub digest: CredentialDigest,
+}
+
+impl InvoiceCredential {
+    /// Of this invoice.
+    #[must_use]
+    pub fn new(payment_hash: PaymentHash) -> Self {
+        Self { payment_hash, digest: CredentialDigest::of(&[b"l402", &payment_hash.0]) }
     }
 }
 

@@ -121,6 +121,12 @@ impl ProofId {
         Self::new(format!("transfer:{network}:{transaction}:{position}"))
     }
 
+    /// A Lightning invoice, which can be paid once: `lightning:<payment hash>`.
+    #[must_use]
+    pub fn invoice(payment_hash: crate::PaymentHash) -> Self {
+        Self::new(format!("lightning:{payment_hash}"))
+    }
+
     /// The position that [`ProofId::transfer`] put in, if there is one.
     #[must_use]
     pub fn transfer_position(&self) -> Option<u32> {
@@ -167,6 +173,12 @@ impl CallerId {
     pub fn from_payer(payer: &crate::Payer) -> Self {
         let payer = payer.as_str().to_ascii_lowercase();
         Self(hex::encode(crate::CredentialDigest::of(&[b"payer", payer.as_bytes()]).as_bytes()).into())
+    }
+
+    /// Whoever holds this pass.
+    #[must_use]
+    pub fn from_pass(pass: crate::PassId) -> Self {
+        Self(hex::encode(crate::CredentialDigest::of(&[b"pass", &pass.0]).as_bytes()).into())
     }
 
     /// The caller that sent this `Idempotency-Key`.

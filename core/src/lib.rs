@@ -8,6 +8,7 @@ mod asset;
 mod audit;
 mod credential;
 mod id;
+mod lightning;
 mod money;
 mod offer;
 mod payment;
@@ -17,16 +18,18 @@ mod refusal;
 mod tariff;
 mod text;
 mod time;
+mod token;
 mod transfer;
 
 pub use answer::{Answer, AnswerHeader};
 pub use asset::{AssetId, AssetIdError, Network, NetworkError};
 pub use audit::{AuditEntry, AuditLine, AuditOutcome, AuditProblem, AuditSubject, verify_audit};
 pub use credential::{
-    AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, TransferAuthorization,
-    X402Credential, X402Version,
+    AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, InvoiceCredential,
+    TransferAuthorization, X402Credential, X402Version,
 };
 pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RequestId, RouteId, TransactionId};
+pub use lightning::{BitcoinNetwork, Invoice, InvoiceNews, InvoiceState, PaymentHash, Preimage};
 pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
 pub use offer::{Challenge, Finality, NetworkFee, Offer, Payer, RailName, Resource};
 pub use payment::{
@@ -35,7 +38,11 @@ pub use payment::{
 };
 pub use receipt::Receipt;
 pub use refusal::{Charged, Refusal, Retry};
-pub use tariff::{Access, FeeTerms, LiveOffers, OfferBoard, SettleWhen, Tariff};
+pub use tariff::{Access, FeeTerms, LiveOffers, OfferBoard, Pricing, SettleWhen, Tariff};
 pub use text::Untrusted;
 pub use time::Timestamp;
+pub use token::{
+    BROKEN_DRAWS_MAX, Draw, DrawEnd, DrawId, DrawPermit, Drawn, Grant, L402Token, Macaroon, NewToken, PassId, RootKey,
+    SoldToken, Token, TokenScope, TokenTerms,
+};
 pub use transfer::{PaymentCode, TransferCredential};

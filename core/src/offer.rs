@@ -14,6 +14,8 @@ pub enum RailName {
     X402,
     /// An ordinary on-chain transfer, claimed by its hash.
     Transfer,
+    /// Bitcoin Lightning, with a token that buys calls.
+    L402,
 }
 
 impl RailName {
@@ -23,11 +25,12 @@ impl RailName {
         match self {
             Self::X402 => "x402",
             Self::Transfer => "transfer",
+            Self::L402 => "l402",
         }
     }
 
     /// Every rail, in the order in which they are offered unless the config says otherwise.
-    pub const ALL: [Self; 2] = [Self::X402, Self::Transfer];
+    pub const ALL: [Self; 3] = [Self::X402, Self::L402, Self::Transfer];
 }
 
 impl fmt::Display for RailName {

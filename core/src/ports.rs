@@ -1,7 +1,9 @@
 //! The ports: what the gateway and the agent know of rails, ledgers, wallets, clocks and randomness. The binary alone knows
 //! who stands behind them.
 
+mod lightning;
 mod sending;
+mod tokens;
 
 use std::{borrow::Cow, error::Error, fmt, sync::Arc, time::Duration};
 
@@ -9,14 +11,22 @@ use async_trait::async_trait;
 
 use crate::{
     Amount, Answer, Arrived, ArrivedFor, AuditEntry, AuditLine, Binding, BlockRef, Claim, Claimed, Credential,
-    CredentialDigest, EvmAddress, FeeTerms, Finality, IllegalEvent, InstanceId, LaneKey, Network, Offer, Payer,
-    Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, ProofId, RailName, Refusal, RequestId, RouteId,
-    StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
+    CredentialDigest, Decimal, EvmAddress, FeeTerms, Finality, IllegalEvent, InstanceId, LaneKey, Network, Offer,
+    Payer, Payment, PaymentEvent, PaymentId, PaymentState, Permit, Price, Pricing, ProofId, RailName, Refusal,
+    RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
 };
 
+pub use self::lightning::{
+    InvoiceOrder, InvoiceStatus, LightningNode, LightningWallet, NewsCursor, NodeError, NodeInfo, Outgoing, PaidOut,
+    PayOrder, PayOutcome, Settlements,
+};
 pub use self::sending::{
     BroadcastAnswer, Depth, Execution, GasFee, MinedTransfer, Outlook, SentTransfer, SignedTransfer, TransferFate,
     TransferGas, TransferOrder, TransferWallet,
+};
+pub use self::tokens::{
+    BillAsk, HeldToken, NewsRead, NoBill, NotedNews, TokenBill, TokenBooks, TokenError, TokenFilter, TokenRail,
+    TokenRequest,
 };
 
 /// An inside error, kept as a source for logs and never sent.
@@ -34,9 +44,17 @@ pub trait Entropy: fmt::Debug + Send + Sync {
     fn fill(&self, bytes: &mut [u8]);
 }
 
-/// A way to be paid: makes offers, checks credentials, moves the money, and finds out what became of it.
-#[async_trait]
-pub trait Rail: fmt::Debug + Send + Sync {
+/// What is worth how many US dollars.
+pub trait DollarRates: fmt::Debug + Send + Sync {
+    /// The dollars that one whole `symbol` is worth now.
+    ///
+    /// # Errors
+    /// It is not known now; never taken for zero or one.
+    fn dollars(&self, symbol: &str) -> Result<Decimal, BoxError>;
+}
+
+/// A way to be paid, as far as prices go.
+pub trait Offering: fmt::Debug + Send + Sync {
     /// Which rail this is.
     fn name(&self) -> RailName;
 
@@ -47,7 +65,11 @@ pub trait Rail: fmt::Debug + Send + Sync {
     /// [`OfferError`] if an asset cannot express the price exactly, no configured asset fits, what the price depends on is not known now, or
     /// the network's fee is too large a part of it.
     fn offers(&self, price: &Price, fee: FeeTerms) -> Result<Vec<Offer>, OfferError>;
+}
 
+/// A way to be paid that checks credentials, moves the money, and finds out what became of it.
+#[async_trait]
+pub trait Rail: Offering {
     /// What must hold before the books say anything of a credential. Nothing for a rail whose digest covers all that authorises,
     /// the signature included: the books know such a credential or they do not. A rail that finds payments by less proves here that
     /// the caller is the payer, and gives what it checked, so that nothing is checked twice.
@@ -95,17 +117,18 @@ pub trait Rail: fmt::Debug + Send + Sync {
     fn deepest(&self, network: &Network) -> Finality;
 }
 
-/// What `rails` take `price` for now, by the rails of `order` and in that order; and the rails that make no offer, with why.
+/// What `rails` take `price` for now, by the rails of `order` and in that order; tokens have a price of their own. And the rails that make no
+/// offer, with why.
 #[must_use]
-pub fn offers_by(
-    order: &[RailName],
-    rails: &[Arc<dyn Rail>],
-    price: &Price,
-    fee: FeeTerms,
-) -> (Vec<Offer>, Vec<(RailName, OfferError)>) {
+pub fn offers_by(pricing: &Pricing, rails: &[Arc<dyn Offering>]) -> (Vec<Offer>, Vec<(RailName, OfferError)>) {
     let (mut offers, mut failures) = (Vec::new(), Vec::new());
-    for rail in order.iter().flat_map(|name| rails.iter().filter(move |rail| rail.name() == *name)) {
-        match rail.offers(price, fee) {
+    for rail in pricing.rails.iter().flat_map(|name| rails.iter().filter(move |rail| rail.name() == *name)) {
+        let price = match (rail.name(), &pricing.token) {
+            (RailName::L402, Some(terms)) => &terms.price,
+            (RailName::L402, None) => continue,
+            (RailName::X402 | RailName::Transfer, _) => &pricing.price,
+        };
+        match rail.offers(price, pricing.network_fee) {
             Ok(more) => offers.extend(more),
             Err(error) => failures.push((rail.name(), error)),
         }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use crate::{Offer, Price, RailName, RouteId, Timestamp};
+use crate::{Offer, Price, RailName, RouteId, Timestamp, TokenTerms};
 
 /// When, within a paid request, the money is moved. The claim always comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,17 +15,26 @@ pub enum SettleWhen {
     BeforeResponse,
 }
 
-/// The price rules of one paid route.
-#[derive(Debug)]
-pub struct Tariff {
-    /// Which route.
-    pub route: RouteId,
-    /// What the seller wrote.
+/// What one paid route costs, and by which rails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pricing {
+    /// What the seller wrote for one call.
     pub price: Price,
     /// What the price has to do with the network's fee.
     pub network_fee: FeeTerms,
     /// The rails that the route takes, in the seller's order of preference.
     pub rails: Vec<RailName>,
+    /// How it sells tokens, if it does.
+    pub token: Option<TokenTerms>,
+}
+
+/// The price rules of one paid route.
+#[derive(Debug)]
+pub struct Tariff {
+    /// Which route.
+    pub route: RouteId,
+    /// What it costs.
+    pub pricing: Pricing,
     /// The price in every way it can be paid, now.
     pub board: LiveOffers,
     /// When to settle.

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use farebox_core::{
     AssetId, BlockRef, FeeTerms, Finality, Network, Offer, Payment, Permit, Price, RailName,
     ports::{
-        BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
-        Verified, VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Offering, Presented, Rail, Rejected,
+        Settlement, Verified, VerifyError,
     },
 };
 
@@ -39,8 +39,7 @@ impl EvmRail {
     }
 }
 
-#[async_trait]
-impl Rail for EvmRail {
+impl Offering for EvmRail {
     fn name(&self) -> RailName {
         RailName::X402
     }
@@ -49,7 +48,10 @@ impl Rail for EvmRail {
         let each = self.settled_here().flat_map(|chain| chain.tokens.iter().map(move |token| (chain, token)));
         those_made(price, each.map(|(chain, token)| chain.settled_offer(token, price, fee)))
     }
+}
 
+#[async_trait]
+impl Rail for EvmRail {
     fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {
         let Presented { credential, offers, now, .. } = *presented;
         check::check(credential, offers, now, |asset| self.token(asset))

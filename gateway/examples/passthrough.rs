@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let instance = InstanceId::new("bench");
     let ports = Ports {
+        tokens: None,
         rails: Vec::new(),
         ledger: Arc::new(MemoryLedger::new(instance.clone(), Duration::ZERO)),
         clock: Arc::new(ManualClock::at(Timestamp::from_unix_s(0))),

@@ -434,7 +434,7 @@ impl<'a> Ask<'a> {
                 Credential::Transfer(transfer) => {
                     Some(TransactionId::new(format!("0x{}", hex::encode(transfer.code.transaction))))
                 }
-                Credential::X402(_) => None,
+                Credential::X402(_) | Credential::L402(_) => None,
             },
         };
         self.till.refused.note(subject, reason, self.till.clock.now());

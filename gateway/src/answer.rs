@@ -187,7 +187,7 @@ fn foreign(desk: &Desk, payment: &Payment) -> Response<Body> {
 /// What [`foreign`] says.
 pub(crate) fn foreign_code(payment: &Payment) -> &'static str {
     match payment.rail {
-        RailName::X402 => "proof_already_used",
+        RailName::X402 | RailName::L402 => "proof_already_used",
         RailName::Transfer => ALREADY_CLAIMED,
     }
 }

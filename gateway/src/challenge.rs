@@ -132,7 +132,7 @@ impl Desk {
     pub(crate) const fn charged_before(&self) -> Charged {
         match self.rail {
             RailName::X402 => Charged::No,
-            RailName::Transfer => Charged::Unknown,
+            RailName::Transfer | RailName::L402 => Charged::Unknown,
         }
     }
 
@@ -180,7 +180,9 @@ impl Desk {
         };
         let transfer = self.transfer_bill();
         let (content_type, body) = match self.caller {
-            Caller::Browser => (HTML, page::html(&challenge, &self.tariff.price, transfer.as_ref()).into_bytes()),
+            Caller::Browser => {
+                (HTML, page::html(&challenge, &self.tariff.pricing.price, transfer.as_ref()).into_bytes())
+            }
             Caller::Program => (PROBLEM_JSON, problem::problem_json(refusal, Some(&challenge), transfer.as_ref())),
         };
         let mut response = self.respond(refusal, content_type, body, settlement);

@@ -45,7 +45,7 @@ pub use path::{AmbiguousPath, CanonicalPath};
 pub use pattern::{MatchError, Methods, PathPattern, parse_match};
 pub use reconciler::ReconcilerLimits;
 pub use route::{Route, RouteMatch, RouteTable, RouteTableError};
-pub use server::{BindError, Gateway, Ports, ServeError};
+pub use server::{BindError, Gateway, Ports, ServeError, Tokens};
 pub use till::AdmissionLimits;
 pub use tls::TlsFilesError;
 pub use upstream::UpstreamTlsError;

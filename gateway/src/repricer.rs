@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
     Access, Offer, OfferBoard, Tariff,
-    ports::{Clock, Ledger, Rail, offers_by},
+    ports::{Clock, Ledger, Offering, offers_by},
 };
 use tracing::{info, warn};
 
@@ -13,7 +13,7 @@ use crate::Route;
 /// Works until it is dropped. A dropped round leaves a route with its last board, or the next.
 pub(crate) async fn run(
     routes: &[Route],
-    rails: &[Arc<dyn Rail>],
+    rails: &[Arc<dyn Offering>],
     ledger: &dyn Ledger,
     clock: &dyn Clock,
     interval: Duration,
@@ -28,8 +28,8 @@ pub(crate) async fn run(
     }
 }
 
-async fn reprice(tariff: &Tariff, rails: &[Arc<dyn Rail>], ledger: &dyn Ledger, clock: &dyn Clock) {
-    let (offers, failures) = offers_by(&tariff.rails, rails, &tariff.price, tariff.network_fee);
+async fn reprice(tariff: &Tariff, rails: &[Arc<dyn Offering>], ledger: &dyn Ledger, clock: &dyn Clock) {
+    let (offers, failures) = offers_by(&tariff.pricing, rails);
     let board = tariff.board.now();
     if *board.offers == *offers {
         return;

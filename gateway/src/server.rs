@@ -12,7 +12,7 @@ use std::{
 
 use farebox_core::{
     Access, InstanceId, RailName,
-    ports::{Clock, Entropy, Ledger, LedgerUnavailable, Rail},
+    ports::{Clock, Entropy, Ledger, LedgerUnavailable, Rail, TokenBooks, TokenRail},
 };
 use farebox_wire::transfer::Quoter;
 use tokio::{
@@ -50,8 +50,10 @@ const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What stands behind the gateway.
 #[derive(Clone, Debug)]
 pub struct Ports {
-    /// The configured rails.
+    /// The configured rails whose credentials are proofs of one payment.
     pub rails: Vec<Arc<dyn Rail>>,
+    /// The rail that sells tokens, if one is configured.
+    pub tokens: Option<Tokens>,
     /// The books.
     pub ledger: Arc<dyn Ledger>,
     /// The time.
@@ -62,6 +64,15 @@ pub struct Ports {
     pub instance: InstanceId,
     /// What seals the quotes of bills by transfer. Needed as soon as a route takes transfers; its keys are exchanged by whoever made it.
     pub quoter: Option<Arc<Quoter>>,
+}
+
+/// What the sale of tokens stands on.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// Makes bills and checks tokens.
+    pub rail: Arc<dyn TokenRail>,
+    /// The books of tokens.
+    pub books: Arc<dyn TokenBooks>,
 }
 
 /// What all workers share.
@@ -257,7 +268,7 @@ impl Chores {
         let repriced = shared.clone();
         tasks.spawn(async move {
             let Shared { till, routes, config } = &*repriced;
-            repricer::run(routes.routes(), &till.rails, &*till.ledger, &*till.clock, config.reprice_every).await;
+            repricer::run(routes.routes(), &till.offerings(), &*till.ledger, &*till.clock, config.reprice_every).await;
         });
         let swept = till.clone();
         tasks.spawn(async move { swept.lookups.sweep().await });
@@ -346,7 +357,8 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, slots: Arc<Sema
 /// A bill by transfer that could not be sealed, or that named whatever origin its reader asked under, would be found out by the first
 /// payer.
 fn check_transfers(routes: &RouteTable, config: &GatewayConfig, ports: &Ports) -> Result<(), BindError> {
-    let takes = |access: &Access| matches!(access, Access::Paid(tariff) if tariff.rails.contains(&RailName::Transfer));
+    let takes =
+        |access: &Access| matches!(access, Access::Paid(tariff) if tariff.pricing.rails.contains(&RailName::Transfer));
     let Some(route) = routes.routes().iter().find(|route| takes(&route.access)) else { return Ok(()) };
     let missing = match (&ports.quoter, &config.transfer, &config.public_url) {
         (None, ..) => "keys to seal quotes with",
@@ -361,6 +373,7 @@ fn till(config: &GatewayConfig, ports: Ports, counts: Counts) -> Till {
     let quotes = ports.quoter.zip(config.transfer).map(|(quoter, times)| Quotes { quoter, times });
     Till {
         rails: ports.rails,
+        tokens: ports.tokens,
         ledger: ports.ledger,
         clock: ports.clock,
         entropy: ports.entropy,

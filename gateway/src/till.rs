@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
     Credential, InstanceId, PaymentId, RequestId,
-    ports::{Clock, Entropy, Ledger, Rail},
+    ports::{Clock, Entropy, Ledger, Offering, Rail},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     counts::Counts, lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes, refused::Refused,
+    server::Tokens,
 };
 
 /// Bounds of a paid request's way.
@@ -48,6 +49,7 @@ impl Default for AdmissionLimits {
 #[derive(Debug)]
 pub(crate) struct Till {
     pub(crate) rails: Vec<Arc<dyn Rail>>,
+    pub(crate) tokens: Option<Tokens>,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
@@ -72,6 +74,12 @@ pub(crate) struct Till {
 }
 
 impl Till {
+    /// Everything that has a price.
+    pub(crate) fn offerings(&self) -> Vec<Arc<dyn Offering>> {
+        let rails = self.rails.iter().map(|rail| rail.clone() as Arc<dyn Offering>);
+        rails.chain(self.tokens.iter().map(|tokens| tokens.rail.clone() as Arc<dyn Offering>)).collect()
+    }
+
     /// The rail that takes such a credential.
     pub(crate) fn rail(&self, credential: &Credential) -> Option<&Arc<dyn Rail>> {
         self.rails.iter().find(|rail| rail.name() == credential.rail())

@@ -5,8 +5,8 @@ use std::{borrow::Cow, error::Error, str::FromStr, sync::Arc};
 
 use farebox_core::{
     Amount, Answer, AnswerHeader, AssetId, Binding, BlockRef, CallerId, Credential, Delivery, Finality, InstanceId,
-    LaneKey, Network, Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RequestId, RouteId,
-    StoredTransaction, Timestamp, TransactionFate, TransactionId, TransferCredential, X402Credential,
+    InvoiceCredential, LaneKey, Network, Payer, Payment, PaymentId, PaymentState, ProofId, RailName, RequestId,
+    RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId, TransferCredential, X402Credential,
 };
 use rusqlite::{
     Row,
@@ -147,6 +147,7 @@ fn recomputed(credential: &Credential) -> Credential {
         Credential::Transfer(transfer) => {
             Credential::Transfer(TransferCredential::new(transfer.code, transfer.announced))
         }
+        Credential::L402(invoice) => Credential::L402(InvoiceCredential::new(invoice.payment_hash)),
     }
 }
 

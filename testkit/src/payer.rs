@@ -140,6 +140,7 @@ pub fn test_offer(rail: RailName) -> Offer {
     let (scheme, extra) = match rail {
         RailName::X402 => ("exact", serde_json::json!({ "name": "USDC", "version": "2" })),
         RailName::Transfer => ("transfer", serde_json::json!({ "symbol": "USDC", "decimals": TEST_ASSET_DECIMALS })),
+        RailName::L402 => ("l402", serde_json::json!({ "symbol": "sat", "decimals": 3 })),
     };
     Offer {
         rail,
@@ -196,7 +197,7 @@ fn claim(number: u64, proof: ProofId, credential: Credential, holder: InstanceId
             resource: "/v1/x".into(),
             caller: match rail {
                 RailName::X402 => CallerId::from_key(b"k"),
-                RailName::Transfer => CallerId::from_payer(&payer),
+                RailName::Transfer | RailName::L402 => CallerId::from_payer(&payer),
             },
         },
         payer,

@@ -13,8 +13,8 @@ use farebox_core::{
     Amount, BlockRef, Credential, FeeTerms, Finality, LaneKey, Network, Offer, Payment, PaymentId, Permit, Price,
     ProofId, RailName, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     ports::{
-        BoxError, Canonical, ChainWindow, Checked, Clock, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
-        SignatureCheck, Timely, TransactionStore, Verified, VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Clock, Lookups, OfferError, Offering, Presented, Rail, Rejected,
+        Settlement, SignatureCheck, Timely, TransactionStore, Verified, VerifyError,
     },
 };
 use parking_lot::Mutex;
@@ -225,8 +225,7 @@ impl ScriptedRail {
     }
 }
 
-#[async_trait]
-impl Rail for ScriptedRail {
+impl Offering for ScriptedRail {
     fn name(&self) -> RailName {
         RailName::X402
     }
@@ -234,7 +233,10 @@ impl Rail for ScriptedRail {
     fn offers(&self, price: &Price, _fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
         offer_for(RailName::X402, price)
     }
+}
 
+#[async_trait]
+impl Rail for ScriptedRail {
     fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {
         let Credential::X402(x402) = presented.credential else { return Err(rejected("unsupported_scheme")) };
         let signed = &x402.authorization;

@@ -10,8 +10,8 @@ use farebox_core::{
     ArrivedFor, BlockRef, Charged, Credential, FeeTerms, Finality, Network, Offer, Payer, Payment, PaymentId, Permit,
     Price, ProofId, RailName, Refusal, Retry, Timestamp, TransactionId, TransferCredential,
     ports::{
-        Arrival, BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Paid, Presented, Rail, Rejected,
-        Settlement, SignatureCheck, Timely, Verified, VerifyError,
+        Arrival, BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Offering, Paid, Presented, Rail,
+        Rejected, Settlement, SignatureCheck, Timely, Verified, VerifyError,
     },
 };
 use parking_lot::Mutex;
@@ -154,8 +154,7 @@ impl ScriptedTransfers {
     }
 }
 
-#[async_trait]
-impl Rail for ScriptedTransfers {
+impl Offering for ScriptedTransfers {
     fn name(&self) -> RailName {
         RailName::Transfer
     }
@@ -163,7 +162,10 @@ impl Rail for ScriptedTransfers {
     fn offers(&self, price: &Price, _fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
         offer_for(RailName::Transfer, price)
     }
+}
 
+#[async_trait]
+impl Rail for ScriptedTransfers {
     async fn authenticate(&self, presented: &Presented<'_>) -> Result<Option<Checked>, VerifyError> {
         let failure = {
             let mut script = self.script.lock();
@@ -283,7 +285,7 @@ impl Rail for ScriptedTransfers {
 fn transaction(credential: &Credential) -> TransactionId {
     match credential {
         Credential::Transfer(transfer) => transaction_of(&transfer.code.transaction),
-        Credential::X402(_) => TransactionId::new("none"),
+        Credential::X402(_) | Credential::L402(_) => TransactionId::new("none"),
     }
 }
 

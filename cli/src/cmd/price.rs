@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
-use farebox_core::{Access, Price, SettleWhen, Untrusted};
+use farebox_core::{Access, Price, Pricing, SettleWhen, Untrusted};
 use farebox_evm::{Pegged, checksum};
 use farebox_gateway::RouteTable;
 use http::Method;
@@ -112,7 +112,7 @@ fn verdict(config: &Config, method: &Method, target: &str) -> anyhow::Result<Ver
 }
 
 fn charge(config: &Config, route: &Route) -> Option<Charge> {
-    let PaidRoute { price, settle, description, mime_type, .. } = route.paid.as_ref()?;
+    let PaidRoute { pricing: Pricing { price, .. }, settle, description, mime_type, .. } = route.paid.as_ref()?;
     Some(Charge {
         price: price.to_string(),
         payable: config.chains.iter().flat_map(|chain| payable(chain, price)).collect(),

@@ -105,7 +105,7 @@ fn tell_routes(config: &Config, accesses: &[Access]) {
         match access {
             Access::Free => info!(route = %id, %upstream, price = "free", "route"),
             Access::Paid(tariff) => {
-                info!(route = %id, %upstream, price = %tariff.price, offers = tariff.board.now().offers.len(), "route");
+                info!(route = %id, %upstream, price = %tariff.pricing.price, offers = tariff.board.now().offers.len(), "route");
                 if let Some(bytes) = wiring::oversized_headers(config, route, tariff) {
                     warn!(route = %id, bytes, "the 402's headers are larger than the 8 KiB that many proxies pass on; offer fewer tokens or a shorter description");
                 }

@@ -43,7 +43,7 @@ pub(super) fn note_conflicts(routes: &[Route], notes: &mut Notes) {
 pub(super) fn note_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], routes: &[Route], notes: &mut Notes) {
     let paid = || routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?)));
     for (index, route) in paid() {
-        if let Some(what) = why_unpayable(chains, rates, &route.price) {
+        if let Some(what) = why_unpayable(chains, rates, &route.pricing.price) {
             notes.wrong::<()>(route.price_span.clone(), format!("route[{index}].price"), what);
         }
     }
@@ -101,12 +101,13 @@ pub(crate) fn never_offered(config: &Config) -> Vec<String> {
         let tokens = chain.assets.iter().map(|asset| (&asset.symbol, asset.pegged, chain.relayer.is_some()));
         for (symbol, pegged, by_x402) in tokens.chain(native.map(|native| (&native.symbol, Pegged::No, false))) {
             let moved = |paid: &&&PaidRoute| {
-                paid.rails.iter().any(|rail| match rail {
+                paid.pricing.rails.iter().any(|rail| match rail {
                     RailName::X402 => by_x402,
                     RailName::Transfer => true,
+                    RailName::L402 => false,
                 })
             };
-            let priced = |paid: &&PaidRoute| match &paid.price {
+            let priced = |paid: &&PaidRoute| match &paid.pricing.price {
                 Price::Usd(_) => pegged == Pegged::UsDollar || rated(symbol),
                 Price::Token { symbol: wanted, .. } => wanted == symbol,
             };
@@ -116,7 +117,7 @@ pub(crate) fn never_offered(config: &Config) -> Vec<String> {
                     "no route takes the rail that moves it; add a [transfer] table, or take it out of assets".to_owned()
                 }
                 () if movable.iter().any(|paid| priced(paid)) => continue,
-                () if movable.iter().any(|paid| matches!(paid.price, Price::Usd(_))) => {
+                () if movable.iter().any(|paid| matches!(paid.pricing.price, Price::Usd(_))) => {
                     format!("a price in dollars needs a [[rate]] with symbol = \"{symbol}\" to be charged in it")
                 }
                 () => "no route has a price in it".to_owned(),
@@ -132,7 +133,7 @@ pub(super) fn note_too_fine(chains: &[Chain], routes: &[Route], notes: &mut Note
     for (index, paid) in routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?))) {
         let too_fine = chains.iter().flat_map(|chain| chain.assets.iter().map(move |asset| (chain, asset))).find_map(
             |(chain, asset)| {
-                let amount = match &paid.price {
+                let amount = match &paid.pricing.price {
                     Price::Usd(dollars) if asset.pegged == Pegged::UsDollar => *dollars,
                     Price::Token { symbol, amount } if *symbol == asset.symbol => *amount,
                     _ => return None,
@@ -140,7 +141,10 @@ pub(super) fn note_too_fine(chains: &[Chain], routes: &[Route], notes: &mut Note
                 let known = known_asset(&chain.network, &asset.symbol)?;
                 let same = known.address.parse().is_ok_and(|known: EvmAddress| known == asset.address);
                 let error = amount.to_units(known.decimals).err().filter(|_| same)?;
-                Some(format!("{} cannot be charged in {} on {}: {error}", paid.price, asset.symbol, chain.network))
+                Some(format!(
+                    "{} cannot be charged in {} on {}: {error}",
+                    paid.pricing.price, asset.symbol, chain.network
+                ))
             },
         );
         if let Some(what) = too_fine {
@@ -154,10 +158,11 @@ pub(super) fn note_unconfigured_rails(configured: &[RailName], chains: &[Chain],
     let lacks = |rail: &RailName| match rail {
         RailName::X402 => "no [[chain]] has a relayer to settle x402 payments with",
         RailName::Transfer => "transfers need a [transfer] table and a public_url",
+        RailName::L402 => "Lightning needs a [lightning] table",
     };
     for (index, route) in routes.iter().enumerate() {
         let Some(paid) = &route.paid else { continue };
-        for rail in paid.rails.iter().filter(|rail| !configured.contains(rail)) {
+        for rail in paid.pricing.rails.iter().filter(|rail| !configured.contains(rail)) {
             let span = paid.rails_span.as_ref().unwrap_or(&route.span).clone();
             notes.wrong::<()>(span, format!("route[{index}].rails"), lacks(rail));
         }

@@ -259,7 +259,7 @@ keys! {
         /// The route costs nothing.
         "free" free: bool, Means("the route must have a price");
         /// Ways to pay.
-        "rails" rails: Many<RailName, 1, 2>, Means("all that are configured");
+        "rails" rails: Many<RailName, 1, 3>, Means("all that are configured");
         /// What the settlement's gas has to do with the price, where we pay it (x402).
         "network_fee" network_fee: NetworkFeeLiteral, Means("the seller bears it");
         /// The most that the network's fee may be of what is charged; an offer over it is not made.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use farebox_core::{Access, FeeTerms, Price, RailName, RouteId, SettleWhen, Untrusted};
+use farebox_core::{Access, FeeTerms, Pricing, RailName, RouteId, SettleWhen, Untrusted};
 use farebox_evm::{ChainConfig, RateConfig};
 use farebox_gateway::{AdmissionLimits, Limits, ReconcilerLimits, TlsFiles, UpstreamConfig, UpstreamUrl};
 use farebox_wire::transfer::TransferTimes;
@@ -100,12 +100,10 @@ pub(crate) struct Route {
 
 #[derive(Clone, Debug)]
 pub(crate) struct PaidRoute {
-    pub(crate) price: Price,
+    pub(crate) pricing: Pricing,
     pub(crate) price_span: Range<usize>,
-    pub(crate) rails: Vec<RailName>,
     /// Where they are named, if they are.
     pub(crate) rails_span: Option<Range<usize>>,
-    pub(crate) network_fee: FeeTerms,
     pub(crate) settle: SettleWhen,
     pub(crate) description: String,
     pub(crate) mime_type: String,
@@ -421,23 +419,26 @@ fn resolve_paid(route: &RouteLiteral, configured: &[RailName]) -> Option<PaidRou
     let price = route.price.as_ref()?;
     let text = |text: &Option<Located<String>>| text.as_ref().map(|text| text.get_ref().clone()).unwrap_or_default();
     Some(PaidRoute {
-        price: price.get_ref().clone(),
-        price_span: price.span(),
-        rails: match &route.rails {
-            None => configured.to_vec(),
-            Some(rails) => rails.get_ref().0.iter().map(|rail| *rail.get_ref()).collect(),
-        },
-        rails_span: route.rails.as_ref().map(Spanned::span),
-        network_fee: FeeTerms {
-            added_with_buffer_percent: match &route.network_fee {
-                None => None,
-                Some(fee) => {
-                    let fee = fee.get_ref();
-                    fee.include.as_ref()?.get_ref().then_some(fee.buffer.as_ref()?.get_ref().0)
-                }
+        pricing: Pricing {
+            price: price.get_ref().clone(),
+            network_fee: FeeTerms {
+                added_with_buffer_percent: match &route.network_fee {
+                    None => None,
+                    Some(fee) => {
+                        let fee = fee.get_ref();
+                        fee.include.as_ref()?.get_ref().then_some(fee.buffer.as_ref()?.get_ref().0)
+                    }
+                },
+                share_percent_max: route.max_fee_share.as_ref().map(|share| share.get_ref().0),
             },
-            share_percent_max: route.max_fee_share.as_ref().map(|share| share.get_ref().0),
+            rails: match &route.rails {
+                None => configured.to_vec(),
+                Some(rails) => rails.get_ref().0.iter().map(|rail| *rail.get_ref()).collect(),
+            },
+            token: None,
         },
+        price_span: price.span(),
+        rails_span: route.rails.as_ref().map(Spanned::span),
         settle: *route.settle.as_ref()?.get_ref(),
         description: text(&route.description),
         mime_type: text(&route.mime_type),

@@ -133,7 +133,7 @@ mistakes! {
     a_size_in_thousands_is_refused: told(&format!("replay.body_bytes_max = \"64KB\"\n{CHAIN}{ROUTE}"));
     a_count_beyond_its_limit_is_refused: told_of("[\"USDC\"]", "[\"USDC\"]\nconfirmations = 0");
     a_word_with_a_slip_is_told_with_the_right_one: told_of("price", "settle = \"before_respnse\"\nprice");
-    a_rail_that_does_not_exist_is_refused: told_of("price", "rails = [\"l402\"]\nprice");
+    a_rail_that_does_not_exist_is_refused: told_of("price", "rails = [\"lightning\"]\nprice");
     an_address_to_listen_on_needs_a_port: told(&format!("listen = \"127.0.0.1\"\n{CHAIN}{ROUTE}"));
     an_address_to_listen_on_stands_once: told(&format!("listen = [\"[::1]:1\", \"[::1]:1\"]\n{CHAIN}{ROUTE}"));
     a_lease_shorter_than_its_request_is_refused: told(
@@ -170,7 +170,7 @@ fn tiers_sources_and_the_native_coin_are_resolved() {
     assert_eq!(chain.native.unwrap().symbol, "ETH");
     assert_eq!((chain.rpc[1].kind, chain.quorum.unwrap().agree), (farebox_evm::SourceKind::Explorer, 2));
     assert!(!format!("{:?}", chain.rpc).contains("explorer-key"));
-    let rails = &config.routes[0].paid.as_ref().unwrap().rails;
+    let rails = &config.routes[0].paid.as_ref().unwrap().pricing.rails;
     assert_eq!(rails[..], [farebox_core::RailName::X402, farebox_core::RailName::Transfer]);
 }
 

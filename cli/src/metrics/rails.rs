@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use farebox_core::{
     BlockRef, Credential, FeeTerms, Finality, Network, Offer, Payment, Permit, Price, RailName,
     ports::{
-        BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
-        Verified, VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Offering, Presented, Rail, Rejected,
+        Settlement, Verified, VerifyError,
     },
 };
 use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
@@ -64,8 +64,7 @@ impl MeteredRail {
     }
 }
 
-#[async_trait]
-impl Rail for MeteredRail {
+impl Offering for MeteredRail {
     fn name(&self) -> RailName {
         self.rail.name()
     }
@@ -73,12 +72,17 @@ impl Rail for MeteredRail {
     fn offers(&self, price: &Price, fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
         self.rail.offers(price, fee)
     }
+}
 
+#[async_trait]
+impl Rail for MeteredRail {
     async fn authenticate(&self, presented: &Presented<'_>) -> Result<Option<Checked>, VerifyError> {
         self.rail.authenticate(presented).await.inspect_err(|error| {
             let network = match presented.credential {
                 Credential::X402(x402) => &x402.accepted.network,
                 Credential::Transfer(transfer) => transfer.code.asset.network(),
+                // No rail's: what is presented of L402 is a token.
+                Credential::L402(_) => return,
             };
             self.not_good(error, network);
         })

@@ -17,7 +17,7 @@ use std::{
 
 use farebox_core::{
     Decimal, EvmAddress, Network, Timestamp,
-    ports::{BoxError, Clock},
+    ports::{BoxError, Clock, DollarRates},
 };
 use parking_lot::Mutex;
 use url::Url;
@@ -223,10 +223,21 @@ impl Rates {
         entry.rate(self.clock.now())
     }
 
+    /// As [`Rates::begin`], without chains: rates that are read on one are not served.
+    pub async fn begin_without_chains(self: &Arc<Self>) {
+        self.begin(|_| None).await;
+    }
+
     /// Whether a rate is configured for it.
     #[must_use]
     pub fn knows(&self, symbol: &str) -> bool {
         self.entries.iter().any(|entry| entry.config.symbol == symbol)
+    }
+}
+
+impl DollarRates for Rates {
+    fn dollars(&self, symbol: &str) -> Result<Decimal, BoxError> {
+        Ok(Self::dollars(self, symbol)?.dollars)
     }
 }
 

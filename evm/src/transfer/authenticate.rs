@@ -29,7 +29,7 @@ pub(super) struct Seen {
 pub(super) fn transfer_of(credential: &Credential) -> Result<&TransferCredential, VerifyError> {
     match credential {
         Credential::Transfer(transfer) => Ok(transfer),
-        Credential::X402(_) => Err(no(code::TERMS, "this is no claim on a transfer")),
+        Credential::X402(_) | Credential::L402(_) => Err(no(code::TERMS, "this is no claim on a transfer")),
     }
 }
 

@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use farebox_core::{
     AssetId, BlockRef, FeeTerms, Finality, Network, Offer, Payment, Permit, Price, RailName,
     ports::{
-        BoxError, Canonical, ChainWindow, Checked, Ledger, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
-        SignatureCheck, Verified, VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Ledger, Lookups, OfferError, Offering, Presented, Rail, Rejected,
+        Settlement, SignatureCheck, Verified, VerifyError,
     },
 };
 use farebox_wire::transfer::{Quoter, TransferTimes, eip55};
@@ -83,8 +83,7 @@ impl TransferRail {
     }
 }
 
-#[async_trait]
-impl Rail for TransferRail {
+impl Offering for TransferRail {
     fn name(&self) -> RailName {
         RailName::Transfer
     }
@@ -93,7 +92,10 @@ impl Rail for TransferRail {
     fn offers(&self, price: &Price, _fee: FeeTerms) -> Result<Vec<Offer>, OfferError> {
         self.offers_for(price)
     }
+}
 
+#[async_trait]
+impl Rail for TransferRail {
     async fn authenticate(&self, presented: &Presented<'_>) -> Result<Option<Checked>, VerifyError> {
         let mut seen = see(presented, &self.parts.quoter, &self.signers)?;
         if seen.checked.signature == SignatureCheck::NeedsContract {

@@ -20,8 +20,8 @@ use farebox_core::{
     Binding, Credential, FeeTerms, Finality, InstanceId, LaneKey, Network, Offer, Payment, PaymentId, PaymentState,
     Permit, ProofId, RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId, X402Credential,
     ports::{
-        Checked, Claimant, Clock, Entropy, LedgerUnavailable, Lookups, NoLookup, Presented, Rail, RecordError,
-        Settlement, TransactionStore, Verified, VerifyError, Wallet, claim_of,
+        Checked, Claimant, Clock, Entropy, LedgerUnavailable, Lookups, NoLookup, Offering, Presented, Rail,
+        RecordError, Settlement, TransactionStore, Verified, VerifyError, Wallet, claim_of,
     },
 };
 use farebox_evm::{

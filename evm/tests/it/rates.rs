@@ -14,7 +14,7 @@ use alloy::{
 };
 use farebox_core::{
     Decimal, FeeTerms, Network, NetworkFee, Price, Timestamp,
-    ports::{Clock, OfferError, Rail},
+    ports::{Clock, OfferError, Offering, Rail},
 };
 use farebox_evm::{ChainConfig, EvmChains, NoRate, RateConfig, RateSource, Rates, parse_address};
 use parking_lot::Mutex;

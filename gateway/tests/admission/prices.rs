@@ -7,8 +7,8 @@ use farebox_core::{
     Amount, BlockRef, FeeTerms, Finality, InstanceId, Network, NetworkFee, Offer, Payment, Permit, Price, RailName,
     SettleWhen,
     ports::{
-        BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Presented, Rail, Rejected, Settlement,
-        Verified, VerifyError,
+        BoxError, Canonical, ChainWindow, Checked, Lookups, OfferError, Offering, Presented, Rail, Rejected,
+        Settlement, Verified, VerifyError,
     },
 };
 use farebox_gateway::GatewayConfig;
@@ -176,8 +176,7 @@ async fn a_fee_that_moves_within_the_same_amount_changes_no_offer() {
     assert_eq!(earlier.len(), 1, "the books know one offer: {earlier:?}");
 }
 
-#[async_trait]
-impl Rail for Moving {
+impl Offering for Moving {
     fn name(&self) -> RailName {
         self.rail.name()
     }
@@ -200,7 +199,10 @@ impl Rail for Moving {
         };
         Ok(offers.into_iter().map(moved).collect())
     }
+}
 
+#[async_trait]
+impl Rail for Moving {
     fn check(&self, presented: &Presented<'_>) -> Result<Checked, Rejected> {
         self.rail.check(presented)
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use farebox_core::{
-    Access, Delivery, FeeTerms, InstanceId, LiveOffers, OfferBoard, Payment, PaymentState, RailName, RouteId,
+    Access, Delivery, FeeTerms, InstanceId, LiveOffers, OfferBoard, Payment, PaymentState, Pricing, RailName, RouteId,
     SettleWhen, Tariff, Timestamp, TransferCredential,
     ports::{Ledger, QuoteKey, Rail},
 };
@@ -98,9 +98,12 @@ impl Parts {
             self.rails.iter().flat_map(|rail| rail.offers(&price, FeeTerms::default()).unwrap()).collect();
         Tariff {
             route: RouteId::new("paid"),
-            price,
-            network_fee: FeeTerms::default(),
-            rails: self.rails.iter().map(|rail| rail.name()).collect(),
+            pricing: Pricing {
+                price,
+                network_fee: FeeTerms::default(),
+                rails: self.rails.iter().map(|rail| rail.name()).collect(),
+                token: None,
+            },
             board: LiveOffers::new(OfferBoard {
                 offers: offers.into(),
                 earlier_offers: Arc::new([]),
@@ -136,6 +139,7 @@ impl Parts {
     pub(crate) fn ports(&self) -> Ports {
         let key = QuoteKey { id: 1, secret: [7; 32], since: NOW };
         Ports {
+            tokens: None,
             rails: self.rails.clone(),
             ledger: self.ledger.clone(),
             clock: self.clock.clone(),
@@ -286,7 +290,7 @@ pub(crate) fn code(payer: TestPayer, bill: &TransferBill, hash: [u8; 32], now: T
     };
     match payer.claim_transfer(&test_offer(RailName::Transfer), hash, purchase) {
         farebox_core::Credential::Transfer(credential) => credential,
-        other @ farebox_core::Credential::X402(_) => panic!("{other:?} is no transfer"),
+        other => panic!("{other:?} is no transfer"),
     }
 }
 

@@ -106,6 +106,7 @@ pub(crate) fn loopback() -> SocketAddr {
 pub(crate) fn ports() -> Ports {
     let instance = InstanceId::new("test");
     Ports {
+        tokens: None,
         rails: Vec::new(),
         ledger: Arc::new(MemoryLedger::new(instance.clone(), Duration::ZERO)),
         clock: Arc::new(ManualClock::at(Timestamp::from_unix_s(1_700_000_000))),

@@ -90,7 +90,7 @@ pub(crate) fn read(headers: &[(&'static str, &[u8])]) -> Result<Option<X402Crede
     }
     Ok(farebox_wire::credentials(&map)?.map(|read| match read {
         Credential::X402(credential) => credential,
-        Credential::Transfer(other) => panic!("{other:?} is not x402"),
+        other => panic!("{other:?} is not x402"),
     }))
 }
 

@@ -33,6 +33,7 @@ pub(super) async fn run(config: &Config, chains: &[ChainConfig], findings: &mut 
         let subject = format!("rehearsal, {rail}");
         let played = match rail {
             RailName::X402 => Box::pin(x402::play(&stage, &line, &subject, findings)).await,
+            RailName::L402 => continue,
             RailName::Transfer => Box::pin(transfer::play(&stage, &line, &subject, findings)).await,
         };
         match played {

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use clap::Parser;
 use farebox_core::{
     ArrivedFor, Binding, CallerId, Credential, EvmAddress, FeeTerms, InstanceId, Payer, PaymentEvent, Price,
-    ports::{Ledger as _, Rail as _, TransactionStore as _},
+    ports::{Ledger as _, Offering as _, TransactionStore as _},
 };
 use farebox_ledger::{SqliteLedger, SqliteOptions};
 use farebox_testkit::{

@@ -1,7 +1,7 @@
 //! What is granted, and how often.
 
 use alloy::{primitives::TxKind, sol_types::SolCall};
-use farebox_core::{FeeTerms, NetworkFee, RailName, ports::Rail};
+use farebox_core::{FeeTerms, NetworkFee, RailName, ports::Offering};
 
 use super::*;
 

@@ -49,6 +49,7 @@ pub(super) async fn look(asked: &Asked<'_>, findings: &mut Findings) {
         }
         let read = match rail {
             RailName::X402 => x402(asked, &answer, &offers),
+            RailName::L402 => continue,
             RailName::Transfer => transfer(asked, &answer, &offers, &method, &target),
         };
         let subject = format!("{subject}, {rail}");
