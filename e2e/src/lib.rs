@@ -11,6 +11,7 @@ mod echo;
 mod explorer;
 mod farebox;
 mod fault;
+pub mod lightning;
 mod peer;
 mod process;
 mod shop;

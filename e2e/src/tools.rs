@@ -20,6 +20,8 @@ pub enum Tool {
     Node,
     /// Python, with the packages of `e2e/requirements.txt`.
     Python,
+    /// Python, with the packages of `e2e/requirements-l402.txt`.
+    PythonL402,
     /// What makes a process believe in another time.
     Faketime,
     /// The browser.
@@ -28,6 +30,12 @@ pub enum Tool {
     Nginx,
     /// The load of the benchmark.
     Wrk,
+    /// Bitcoin Core's daemon, without a wallet.
+    Bitcoind,
+    /// A Lightning node.
+    Lnd,
+    /// Lightning Labs' reverse proxy that speaks L402.
+    Aperture,
     /// The `farebox` binary; `FAREBOX_BIN`, else the debug build beside the running test.
     Farebox,
 }
@@ -40,10 +48,14 @@ impl Tool {
             Self::NodeModules => "FAREBOX_NODE_MODULES",
             Self::Node => "FAREBOX_NODE",
             Self::Python => "FAREBOX_PYTHON",
+            Self::PythonL402 => "FAREBOX_PYTHON_L402",
             Self::Faketime => "FAREBOX_FAKETIME",
             Self::Chromium => "FAREBOX_CHROMIUM",
             Self::Nginx => "FAREBOX_NGINX",
             Self::Wrk => "FAREBOX_WRK",
+            Self::Bitcoind => "FAREBOX_BITCOIND",
+            Self::Lnd => "FAREBOX_LND",
+            Self::Aperture => "FAREBOX_APERTURE",
             Self::Farebox => "FAREBOX_BIN",
         }
     }

@@ -21,10 +21,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// # Errors
 /// The client cannot be built.
 pub fn http_client() -> Result<reqwest::Client> {
+    Ok(client_builder().build()?)
+}
+
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
     // The provider may have been installed by an earlier call: then this one says so, and that is as good.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let redirect = reqwest::redirect::Policy::none();
-    Ok(reqwest::Client::builder().no_proxy().redirect(redirect).timeout(ANSWER_WITHIN).build()?)
+    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(ANSWER_WITHIN)
 }
 
 /// The bytes were cut off on purpose.
