@@ -4,6 +4,7 @@
 mod base64_text;
 mod credential_error;
 mod json;
+pub mod l402;
 pub mod page;
 pub mod problem;
 pub mod transfer;

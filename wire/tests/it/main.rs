@@ -11,6 +11,8 @@ mod fixtures;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod macaroons;
+#[cfg(test)]
 mod matching;
 #[cfg(test)]
 mod pages;

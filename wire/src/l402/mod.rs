@@ -1,0 +1,22 @@
+//! L402: a 402 that asks for a Lightning payment and sells a macaroon. Written and read as its clients and servers do, which differs from the
+//! published specification. Source: <https://github.com/lightninglabs/L402>; Aperture 0.5.0.
+
+mod caveats;
+mod challenge;
+mod identifier;
+mod macaroon;
+
+use http::HeaderName;
+
+pub use caveats::{CaveatProblem, SERVICE_CHARS_MAX, caveats, judge, service_name};
+pub use challenge::encode_challenge;
+pub use identifier::{Identifier, IdentifierError};
+pub use macaroon::{
+    CAVEATS_MAX, MACAROON_BYTES_MAX, MacaroonError, add_caveat, decode_macaroon, encode_macaroon, mint,
+    verify_signature,
+};
+
+/// The macaroon in hex, its preimage in a caveat; what gRPC clients send.
+pub const MACAROON: HeaderName = HeaderName::from_static("macaroon");
+/// The same, as a gRPC gateway names it.
+pub const GRPC_METADATA_MACAROON: HeaderName = HeaderName::from_static("grpc-metadata-macaroon");
