@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Amount, Delivery, Payer, Payment, PaymentEvent, PaymentId, PaymentState, RailName, RequestId, RouteId, Timestamp,
-    TransactionId,
+    Token, TransactionId,
 };
 
 /// What was decided.
@@ -150,6 +150,43 @@ impl AuditEntry {
             _ => AuditOutcome::Claimed,
         };
         Self::about(after, outcome, at)
+    }
+
+    /// That more came for `after` than was known `before`.
+    #[must_use]
+    pub fn raised(before: &Payment, after: &Payment, at: Timestamp) -> Self {
+        let bought = before.delivery == Delivery::Credited && after.delivery != Delivery::Credited;
+        Self::about(after, if bought { AuditOutcome::Settled } else { AuditOutcome::Credited }, at)
+    }
+
+    /// That the operator ended `token`.
+    #[must_use]
+    pub fn revoked(token: &Token, at: Timestamp) -> Self {
+        Self::about_token(token, AuditOutcome::Revoked, at)
+    }
+
+    /// That `count` calls of `token` were given back, since whoever made them is gone.
+    #[must_use]
+    pub fn returned(token: &Token, count: u32, at: Timestamp) -> Self {
+        let reason = Some(Cow::Borrowed("lease_expired"));
+        Self { reason, count, ..Self::about_token(token, AuditOutcome::Released, at) }
+    }
+
+    fn about_token(token: &Token, outcome: AuditOutcome, at: Timestamp) -> Self {
+        let sold = &token.sold;
+        let subject = AuditSubject {
+            payment: token.payment,
+            request: sold.request.clone(),
+            rail: RailName::L402,
+            route: sold.route.clone(),
+            method: sold.method.clone(),
+            resource: sold.resource.clone(),
+            payer: Some(sold.payer()),
+            amount: None,
+            credit: None,
+            transaction: None,
+        };
+        Self { at, outcome, reason: None, subject, count: 1 }
     }
 
     fn about(payment: &Payment, outcome: AuditOutcome, at: Timestamp) -> Self {

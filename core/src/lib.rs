@@ -7,6 +7,7 @@ mod answer;
 mod asset;
 mod audit;
 mod credential;
+mod draw;
 mod id;
 mod lightning;
 mod money;
@@ -28,6 +29,10 @@ pub use credential::{
     AcceptedTerms, Credential, CredentialDigest, EchoedRequirement, EvmAddress, EvmAddressError, InvoiceCredential,
     TransferAuthorization, X402Credential, X402Version,
 };
+pub use draw::{
+    BROKEN_DRAWS_MAX, Draw, DrawEnd, DrawId, DrawPermit, DrawRuling, Drawn, KeyUse, PaidBefore, PassAccount,
+    PassPayment,
+};
 pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RequestId, RouteId, TransactionId};
 pub use lightning::{BitcoinNetwork, Invoice, InvoiceNews, InvoiceState, PaymentHash, Preimage};
 pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
@@ -41,8 +46,5 @@ pub use refusal::{Charged, Refusal, Retry};
 pub use tariff::{Access, FeeTerms, LiveOffers, OfferBoard, Pricing, SettleWhen, Tariff};
 pub use text::Untrusted;
 pub use time::Timestamp;
-pub use token::{
-    BROKEN_DRAWS_MAX, Draw, DrawEnd, DrawId, DrawPermit, Drawn, Grant, L402Token, Macaroon, NewToken, PassId, RootKey,
-    SoldToken, Token, TokenScope, TokenTerms,
-};
+pub use token::{Grant, L402Token, Macaroon, NewToken, PassId, RootKey, SoldToken, Token, TokenScope, TokenTerms};
 pub use transfer::{PaymentCode, TransferCredential};

@@ -475,9 +475,9 @@ impl Payment {
             }
             (S::Settling | S::InDoubt, E::Refused { code }) => self.end(S::Refused, Some(code.clone())),
             // A reorganisation may have taken the money back while the answer was on its way, and it may be on its way again: delivered
-            // is delivered. A block says that the money had come.
+            // is delivered. A block says that the money had come; a paid invoice has none.
             (S::Settled | S::InDoubt | S::Settling | S::Refused, E::Delivered { .. })
-                if self.delivery == Delivery::Pending && self.block.is_some() =>
+                if self.delivery == Delivery::Pending && (self.block.is_some() || self.rail == RailName::L402) =>
             {
                 self.delivery = Delivery::Delivered;
                 self.holder = None;

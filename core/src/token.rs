@@ -6,14 +6,10 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
-    Amount, Answer, AssetId, Binding, CallerId, Credential, Delivery, Finality, InstanceId, Invoice, InvoiceCredential,
-    InvoiceState, Network, Payer, Payment, PaymentHash, PaymentId, PaymentState, Preimage, Price, ProofId, RailName,
-    RequestId, RouteId, Timestamp, TransactionId,
+    Amount, AssetId, Binding, CallerId, Credential, Delivery, Finality, Invoice, InvoiceCredential, InvoiceNews,
+    InvoiceState, Network, Payer, Payment, PaymentId, PaymentState, Preimage, Price, ProofId, RailName, RequestId,
+    RouteId, Timestamp, TransactionId,
 };
-
-/// How often an answer of one pass may break off after the caller had a part of it before its calls count as made. See
-/// `BROKEN_RUNS_MAX` of payments.
-pub const BROKEN_DRAWS_MAX: u32 = 3;
 
 /// A pass by the digest that names it: for an L402 token SHA-256 of its identifier. Never the secret itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,7 +167,7 @@ pub struct Token {
     pub received_msat: u64,
     /// The payment in the books, once the invoice is paid.
     pub payment: Option<PaymentId>,
-    /// Calls taken, those under way included; also counted for a grant of time, as far as they are noted.
+    /// Calls taken, those under way included. Of a grant of time only those with an `Idempotency-Key` are noted.
     pub used: u32,
     /// Since when it is revoked.
     pub revoked_at: Option<Timestamp>,
@@ -192,122 +188,88 @@ pub struct SoldToken {
     pub node: Arc<str>,
     /// Which route sold it.
     pub route: RouteId,
+    /// The method of the request that asked.
+    pub method: String,
+    /// Its canonical path, and the query as sent.
+    pub resource: String,
+    /// The request that asked.
+    pub request: RequestId,
     /// What it buys.
     pub grant: Grant,
     /// When it ends by itself.
     pub valid_until: Timestamp,
 }
 
-/// A wish to make a call with a pass.
-#[derive(Clone, Debug)]
-pub struct Draw {
-    /// Which pass.
-    pub pass: PassId,
-    /// Names this draw; random, so that ending it twice ends it once.
-    pub id: DrawId,
-    /// The invoice whose preimage the caller showed: if the books do not have it as paid yet, it is from now on.
-    pub proved: PaymentHash,
-    /// The id that the payment of the invoice gets, if this is the first news of it.
-    pub payment: PaymentId,
-    /// What is called. Its caller is that of the `Idempotency-Key`, or the pass itself.
-    pub binding: Binding,
-    /// The digest of the `Idempotency-Key`, under which the answer is kept. Without one nothing is kept.
-    pub key: Option<CallerId>,
-    /// The request.
-    pub request: RequestId,
-    /// The drawing process.
-    pub holder: InstanceId,
-    /// Until when that process is believed to be at it, from `now` on.
-    pub lease: Duration,
-    /// Now.
-    pub now: Timestamp,
-}
-
-/// One draw: 16 random bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct DrawId(pub [u8; 16]);
-
-/// The right to run the upstream once for a pass. Only a ledger gives it; it cannot be copied.
-#[derive(Debug)]
-#[must_use = "a call that is not made must be returned"]
-pub struct DrawPermit {
-    pass: PassId,
-    id: DrawId,
-    payment: Payment,
-    left: Option<u32>,
-}
-
-impl DrawPermit {
-    /// For ledgers, once the draw is durable. `left` is how many calls remain, for a grant of calls.
-    pub const fn granted(pass: PassId, id: DrawId, payment: Payment, left: Option<u32>) -> Self {
-        Self { pass, id, payment, left }
-    }
-
-    /// Which pass.
-    #[must_use]
-    pub const fn pass(&self) -> PassId {
-        self.pass
-    }
-
-    /// Which draw.
-    #[must_use]
-    pub const fn id(&self) -> DrawId {
-        self.id
-    }
-
-    /// The payment that bought the pass.
-    #[must_use]
-    pub const fn payment(&self) -> &Payment {
-        &self.payment
-    }
-
-    /// Calls that remain after this one, for a grant of calls.
-    #[must_use]
-    pub const fn left(&self) -> Option<u32> {
-        self.left
+impl From<NewToken> for SoldToken {
+    fn from(new: NewToken) -> Self {
+        Self {
+            pass: new.pass,
+            root_key: Some(new.root_key),
+            invoice: new.invoice,
+            network: new.network,
+            node: new.node,
+            route: new.route,
+            method: new.method,
+            resource: new.resource,
+            request: new.request,
+            grant: new.grant,
+            valid_until: new.valid_until,
+        }
     }
 }
 
-/// What became of a wish to draw.
-#[derive(Debug)]
-pub enum Drawn {
-    /// Run the upstream.
-    Granted(DrawPermit),
-    /// This `Idempotency-Key` has had its answer, and here it is again; `None` if it is not kept any more.
-    Replayed {
-        /// The payment that bought the pass.
-        payment: Box<Payment>,
-        /// What was answered.
-        answer: Option<Answer>,
-    },
-    /// No call is left, but one is still under way and may come back; or the one with this key is. Ask again later, and do not pay anew.
-    Busy,
-    /// The key was first used for another request.
-    Foreign,
-    /// Every call was made.
-    Spent,
-    /// Its time is over.
-    Expired,
-    /// It was revoked.
-    Revoked,
-    /// Less was paid than was asked.
-    Underpaid,
-    /// The books know of no such pass.
-    Unknown,
+impl SoldToken {
+    /// Whoever holds it, as books and upstreams name the payer.
+    #[must_use]
+    pub fn payer(&self) -> Payer {
+        Payer::new(&self.network, &self.pass.to_string())
+    }
 }
 
-/// How a draw ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DrawEnd {
-    /// The caller has the answer; durable before its last byte goes out.
-    Delivered {
-        /// The answer, if there was a key and it was small enough to keep.
-        answer: Option<Answer>,
-    },
-    /// The call was not made, or its answer broke off before anything went out: it is the holder's again.
-    Returned,
-    /// The answer broke off after the caller had a part of it. Returned [`BROKEN_DRAWS_MAX`] times in a pass's life, then counted.
-    BrokeOff,
+impl Token {
+    /// As it is stored first: its invoice is open.
+    #[must_use]
+    pub fn first(token: NewToken) -> Self {
+        let sold = SoldToken::from(token);
+        Self { sold, state: InvoiceState::Open, received_msat: 0, payment: None, used: 0, revoked_at: None }
+    }
+
+    /// The token after `news` of its invoice. An invoice is paid once: news that say so again say the same money, and the most that was heard
+    /// is what came.
+    pub fn hear(&mut self, news: InvoiceNews) {
+        self.state = self.state.after(news, self.sold.invoice.amount_msat);
+        if let InvoiceNews::Settled { received_msat } = news {
+            self.received_msat = self.received_msat.max(received_msat);
+        }
+    }
+
+    /// Somebody showed the preimage: the invoice is paid, if that was not known, with as much as it asks. Whether it was more only the node
+    /// can tell; and what it told, that it was less, stays true, for whoever pays less has the preimage too.
+    pub fn hear_preimage(&mut self) {
+        if !matches!(self.state, InvoiceState::Settled | InvoiceState::Underpaid) {
+            self.hear(InvoiceNews::Settled { received_msat: self.sold.invoice.amount_msat });
+        }
+    }
+
+    /// The payment that the books are to have for what came, if they have another or none: `known` is the one they have, `id` names a new
+    /// one.
+    #[must_use]
+    pub fn payment_due(&self, known: Option<&Payment>, id: PaymentId, now: Timestamp) -> Option<Payment> {
+        let Some(known) = known else {
+            return (self.received_msat > 0).then(|| Payment::sold(id, &self.sold, self.received_msat, now));
+        };
+        let due = Payment::sold(known.id, &self.sold, self.received_msat, known.created_at);
+        let same = due.amount == known.amount && due.credit == known.credit;
+        let delivered = known.delivery == Delivery::Delivered;
+        (!same).then(|| Payment {
+            amount: due.amount,
+            credit: due.credit,
+            reason: due.reason,
+            delivery: if delivered { Delivery::Delivered } else { due.delivery },
+            updated_at: now,
+            ..known.clone()
+        })
+    }
 }
 
 impl Payment {
@@ -315,7 +277,7 @@ impl Payment {
     /// invoice's amount is credit; all of it is, if it was less. `sold.resource` and its neighbours name the request that asked for the
     /// invoice.
     #[must_use]
-    pub fn sold(id: PaymentId, token: &NewToken, received_msat: u64, now: Timestamp) -> Self {
+    pub fn sold(id: PaymentId, token: &SoldToken, received_msat: u64, now: Timestamp) -> Self {
         let asset = AssetId::lightning(&token.network);
         let (asked, received) = (u128::from(token.invoice.amount_msat), u128::from(received_msat));
         let underpaid = received < asked;
@@ -330,7 +292,7 @@ impl Payment {
                 resource: token.resource.clone(),
                 caller: CallerId::from_pass(token.pass),
             },
-            payer: Payer::new(&token.network, &token.pass.to_string()),
+            payer: token.payer(),
             amount: Amount { units: if underpaid { received } else { asked }, asset },
             pay_to: token.node.clone(),
             state: PaymentState::Settled,

@@ -13,6 +13,8 @@ use farebox_core::{
 };
 use parking_lot::Mutex;
 
+mod tokens;
+
 /// Rows per page when a filter does not say, the same as every ledger's.
 const PAGE_ROWS: u32 = 100;
 
@@ -38,7 +40,7 @@ pub struct MemoryLedger {
     faults: Mutex<Faults>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Books {
     payments: BTreeMap<PaymentId, Payment>,
     answers: BTreeMap<PaymentId, (Timestamp, Answer)>,
@@ -48,6 +50,7 @@ struct Books {
     quote_keys: Vec<QuoteKey>,
     audit: Vec<AuditLine>,
     compared: BTreeMap<Network, u64>,
+    tokens: tokens::Tokens,
 }
 
 #[derive(Debug, Default)]
@@ -64,9 +67,11 @@ impl MemoryLedger {
         Self { instance, answers_kept_for, books: Arc::default(), faults: Mutex::default() }
     }
 
-    /// The same books in the hands of the next process: leases of all others are over.
+    /// The same books in the hands of the next process: leases of all others are over, and what they drew is returned.
     #[must_use]
     pub fn restarted(&self, instance: InstanceId) -> Self {
+        // An entry of the audit log is text and numbers, which always make a line.
+        drop(self.books.lock().return_draws_of_others(&instance));
         for payment in self.books.lock().payments.values_mut() {
             if payment.holder.as_ref().is_some_and(|h| *h != instance) {
                 payment.lease_until = Timestamp::from_unix_ms(0);
@@ -374,6 +379,15 @@ impl TransactionStore for MemoryLedger {
 }
 
 impl Books {
+    /// Does all of `work`, or nothing if it fails.
+    fn whole<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, LedgerUnavailable>,
+    ) -> Result<T, LedgerUnavailable> {
+        let before = self.clone();
+        work(self).inspect_err(|_| *self = before)
+    }
+
     fn made_by(&self, credential: CredentialDigest) -> Option<&Payment> {
         self.payments.values().find(|p| p.digest() == credential && p.state != PaymentState::Void)
     }

@@ -132,10 +132,10 @@ pub enum TokenError {
 /// The books of tokens. Every method's effect is durable when it returns `Ok`; a dropped future may leave the effect done or not done.
 #[async_trait]
 pub trait TokenBooks: std::fmt::Debug + Send + Sync {
-    /// Stores a token, before its invoice is shown to anybody.
+    /// Stores a token, before its invoice is shown to anybody. Storing the same again changes nothing.
     ///
     /// # Errors
-    /// Unavailable: the invoice must not be shown.
+    /// Unavailable: the invoice must not be shown. Also if its pass or its invoice is another token's.
     async fn sell(&self, token: NewToken) -> Result<(), LedgerUnavailable>;
 
     /// A token by its pass.
@@ -144,15 +144,17 @@ pub trait TokenBooks: std::fmt::Debug + Send + Sync {
     /// Unavailable: never "unknown".
     async fn token(&self, pass: PassId) -> Result<Option<Token>, LedgerUnavailable>;
 
-    /// Takes a call, durably and once, before the upstream is called; for a grant of time only looks. The first draw of a pass whose invoice is not
-    /// in the books as paid makes its payment ([`crate::Payment::sold`]), in the same commit. A draw with a key is kept with its end; the
-    /// same key and request again is [`Drawn::Replayed`].
+    /// Takes a call, durably and once, before the upstream is called, by [`crate::PassAccount::rule`]; for a grant of time without a key it only
+    /// looks. A draw of a pass whose invoice is not in the books as paid makes its payment ([`crate::Payment::sold`]) in the same commit, whatever
+    /// it is told. A draw with a key is kept with its end, as long as other answers are; until then the same key and request again is
+    /// [`Drawn::Replayed`].
     ///
     /// # Errors
     /// Unavailable: the call may or may not have been taken; end it as [`DrawEnd::Returned`].
     async fn draw(&self, draw: Draw) -> Result<Drawn, LedgerUnavailable>;
 
-    /// Ends a draw, once: a draw that is unknown or ended stays as it is. The first delivered call delivers the pass's payment.
+    /// Ends a draw, once: a draw that is unknown or ended stays as it is. The first delivered call delivers the pass's payment; of a grant of
+    /// time without a key any call does, for it is not noted.
     ///
     /// # Errors
     /// Unavailable: try again, whatever became of it.
@@ -191,7 +193,7 @@ pub trait TokenBooks: std::fmt::Debug + Send + Sync {
     /// Tokens by filter, the newest first.
     ///
     /// # Errors
-    /// Unavailable.
+    /// Unavailable, also if there is no token [`TokenFilter::before`].
     async fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable>;
 
     /// Revokes a token: deletes its root key. The audit log is told. Revoking it again changes nothing.
@@ -228,9 +230,9 @@ pub struct TokenFilter {
     pub pass: Option<PassId>,
     /// Of this route.
     pub route: Option<RouteId>,
-    /// Paid, or not.
+    /// Paid in full, or not.
     pub paid: Option<bool>,
-    /// Older than this one, for paging.
+    /// Sold before this one, for paging.
     pub before: Option<PassId>,
     /// At most so many; 0 means the ledger's own page size.
     pub limit: u32,

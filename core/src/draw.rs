@@ -1,0 +1,261 @@
+//! Draws: calls that are made with a pass. A ledger stores rows and calls [`PassAccount`]'s rules inside one transaction; no ledger
+//! has rules of its own.
+
+use std::time::Duration;
+
+use crate::{
+    Answer, Binding, CallerId, Grant, InstanceId, InvoiceState, PassId, Payer, PaymentHash, PaymentId, RequestId,
+    Timestamp,
+};
+
+/// How often an answer of one pass may break off after the caller had a part of it before its calls count as made. Whoever brings an
+/// upstream to break off just before the end has had nearly all of it.
+pub const BROKEN_DRAWS_MAX: u32 = 3;
+
+/// A wish to make a call with a pass.
+#[derive(Clone, Debug)]
+pub struct Draw {
+    /// Which pass.
+    pub pass: PassId,
+    /// Names this draw; random, so that ending it twice ends it once.
+    pub id: DrawId,
+    /// The invoice whose preimage the caller showed: if the books do not have it as paid yet, it is from now on.
+    pub proved: PaymentHash,
+    /// The id that the payment of the invoice gets, if this is the first news of it.
+    pub payment: PaymentId,
+    /// What is called. Its caller is that of the `Idempotency-Key`, or the pass itself.
+    pub binding: Binding,
+    /// The digest of the `Idempotency-Key`, under which the answer is kept. Without one nothing is kept.
+    pub key: Option<CallerId>,
+    /// The request.
+    pub request: RequestId,
+    /// The drawing process.
+    pub holder: InstanceId,
+    /// For how long that process is believed to be at it, from `now` on: longer than the longest request. A draw that is not ended by then
+    /// is returned when its call is wanted.
+    pub lease: Duration,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// One draw: 16 random bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DrawId(pub [u8; 16]);
+
+/// What a call needs to know of the payment that bought its pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassPayment {
+    /// Its id.
+    pub id: PaymentId,
+    /// Who paid: the pass, on its network.
+    pub payer: Payer,
+}
+
+/// The right to run the upstream once for a pass. Only a ledger gives it; it cannot be copied.
+#[derive(Debug)]
+#[must_use = "a call that is not made must be returned"]
+pub struct DrawPermit {
+    pass: PassId,
+    id: DrawId,
+    payment: PassPayment,
+    left: Option<u32>,
+    paid_before: PaidBefore,
+}
+
+/// Whether the books knew that a pass was paid before it was drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaidBefore {
+    /// They did.
+    Known,
+    /// The draw was the first they heard of it, and made the payment.
+    Unheard,
+}
+
+impl DrawPermit {
+    /// For ledgers, once the draw is durable. `left` is how many calls remain, for a grant of calls.
+    pub const fn granted(
+        pass: PassId,
+        id: DrawId,
+        payment: PassPayment,
+        left: Option<u32>,
+        paid_before: PaidBefore,
+    ) -> Self {
+        Self { pass, id, payment, left, paid_before }
+    }
+
+    /// Which pass.
+    #[must_use]
+    pub const fn pass(&self) -> PassId {
+        self.pass
+    }
+
+    /// Which draw.
+    #[must_use]
+    pub const fn id(&self) -> DrawId {
+        self.id
+    }
+
+    /// The payment that bought the pass.
+    #[must_use]
+    pub const fn payment(&self) -> &PassPayment {
+        &self.payment
+    }
+
+    /// Calls that remain after this one, for a grant of calls.
+    #[must_use]
+    pub const fn left(&self) -> Option<u32> {
+        self.left
+    }
+
+    /// Whether this draw made the payment.
+    #[must_use]
+    pub const fn paid_before(&self) -> PaidBefore {
+        self.paid_before
+    }
+}
+
+/// What became of a wish to draw.
+#[derive(Debug)]
+pub enum Drawn {
+    /// Run the upstream.
+    Granted(DrawPermit),
+    /// This `Idempotency-Key` has had its answer, and here it is again; `None` if it was too large to keep.
+    Replayed {
+        /// The payment that bought the pass.
+        payment: PassPayment,
+        /// What was answered.
+        answer: Option<Answer>,
+    },
+    /// No call is left, but one is still under way and may come back; or the one with this key is. Ask again later, and do not pay anew.
+    Busy,
+    /// The key was first used for another request.
+    Foreign,
+    /// Every call was made.
+    Spent,
+    /// Its time is over.
+    Expired,
+    /// It was revoked.
+    Revoked,
+    /// Less was paid than was asked.
+    Underpaid,
+    /// The books know of no such pass.
+    Unknown,
+}
+
+/// How a draw ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DrawEnd {
+    /// The caller has the answer; durable before its last byte goes out.
+    Delivered {
+        /// The answer, if there was a key and it was small enough to keep.
+        answer: Option<Answer>,
+    },
+    /// The call was not made, or its answer broke off before anything went out: it is the holder's again.
+    Returned,
+    /// The answer broke off after the caller had a part of it. Returned [`BROKEN_DRAWS_MAX`] times in a pass's life, then counted.
+    BrokeOff,
+}
+
+/// What of a pass its draws depend on, and change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassAccount {
+    /// What it bought.
+    pub grant: Grant,
+    /// Where its invoice stands, after what the caller showed.
+    pub invoice: InvoiceState,
+    /// When it ends by itself.
+    pub valid_until: Timestamp,
+    /// Since when it is revoked.
+    pub revoked_at: Option<Timestamp>,
+    /// Calls taken, those under way included.
+    pub used: u32,
+    /// Calls that came back after their answers had broken off.
+    pub broken: u32,
+}
+
+/// What the books have under a draw's `Idempotency-Key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyUse {
+    /// There is no key.
+    NoKey,
+    /// Nothing.
+    New,
+    /// Another request's.
+    Foreign,
+    /// A draw for this request that has not ended.
+    UnderWay,
+    /// A draw for this request that was delivered.
+    Delivered,
+}
+
+/// What a ledger does with a wish to draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrawRuling {
+    /// Count one more call, store the draw, and grant it with `left` calls remaining.
+    Take {
+        /// For a grant of calls.
+        left: Option<u32>,
+    },
+    /// Grant it and store nothing: time was bought, and there is no key to keep an answer under.
+    Look,
+    /// [`Drawn::Replayed`].
+    Replay,
+    /// No call is left, or the key's call is under way. Return the draws of this pass whose lease is over; if there were any, ask again. If not,
+    /// it is [`Drawn::Busy`] while any is under way, and else [`Drawn::Spent`].
+    NoneLeft,
+    /// [`Drawn::Foreign`].
+    Foreign,
+    /// [`Drawn::Expired`].
+    Expired,
+    /// [`Drawn::Revoked`].
+    Revoked,
+    /// [`Drawn::Underpaid`].
+    Underpaid,
+}
+
+impl PassAccount {
+    /// How a wish to draw is answered. A revoked pass gives nothing any more, not even an answer that it had; one that has ended still gives
+    /// those.
+    #[must_use]
+    pub fn rule(&self, key: KeyUse, now: Timestamp) -> DrawRuling {
+        if self.revoked_at.is_some() {
+            return DrawRuling::Revoked;
+        }
+        if self.invoice == InvoiceState::Underpaid {
+            return DrawRuling::Underpaid;
+        }
+        match key {
+            KeyUse::Foreign => return DrawRuling::Foreign,
+            KeyUse::Delivered => return DrawRuling::Replay,
+            KeyUse::UnderWay => return DrawRuling::NoneLeft,
+            KeyUse::NoKey | KeyUse::New => {}
+        }
+        match self.grant {
+            _ if now >= self.valid_until => DrawRuling::Expired,
+            Grant::Calls(calls) => match calls.get().checked_sub(self.used) {
+                None | Some(0) => DrawRuling::NoneLeft,
+                Some(left) => DrawRuling::Take { left: Some(left - 1) },
+            },
+            Grant::For(_) if key == KeyUse::NoKey => DrawRuling::Look,
+            Grant::For(_) => DrawRuling::Take { left: None },
+        }
+    }
+
+    /// One more call is taken.
+    pub const fn take(&mut self) {
+        self.used = self.used.saturating_add(1);
+    }
+
+    /// A call that was taken has ended.
+    pub const fn end(&mut self, end: &DrawEnd) {
+        match end {
+            DrawEnd::Delivered { .. } => {}
+            DrawEnd::BrokeOff if self.broken >= BROKEN_DRAWS_MAX => {}
+            DrawEnd::BrokeOff => {
+                self.broken += 1;
+                self.used = self.used.saturating_sub(1);
+            }
+            DrawEnd::Returned => self.used = self.used.saturating_sub(1),
+        }
+    }
+}
