@@ -60,7 +60,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let mut rounds = 0;
     while host::cpu_s(pid)? - before < 2.0 {
         for headers in &requests {
-            let credential = farebox_wire::credentials(headers)?.context("no credential")?;
+            let credential = farebox_wire::proof(headers)?.context("no credential")?;
             rail.check(&Presented {
                 credential: &credential,
                 route: &route,

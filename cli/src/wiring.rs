@@ -354,6 +354,8 @@ pub(crate) fn oversized_headers(config: &Config, route: &Route, tariff: &Tariff)
             mime_type: tariff.mime_type.clone(),
         },
         offers: tariff.board.now().offers.clone(),
+        token: None,
+        unavailable: Vec::new(),
         refusal: Refusal::payment("payment_required", ""),
     };
     let bill = farebox_wire::x402::encode_payment_required(&challenge).map_or(0, |bill| bill.len());

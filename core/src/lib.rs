@@ -36,7 +36,7 @@ pub use draw::{
 pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RequestId, RouteId, TransactionId};
 pub use lightning::{BitcoinNetwork, Invoice, InvoiceNews, InvoiceState, PaymentHash, Preimage};
 pub use money::{Amount, AmountError, Decimal, DecimalError, Price, PriceError, ToUnitsError};
-pub use offer::{Challenge, Finality, NetworkFee, Offer, Payer, RailName, Resource};
+pub use offer::{Challenge, Finality, NetworkFee, Offer, Payer, RailName, Resource, UnavailableRail};
 pub use payment::{
     Arrived, ArrivedFor, Binding, BlockRef, Claim, Claimed, Contest, Delivery, IllegalEvent, Payment, PaymentEvent,
     PaymentState, Permit, StoredTransaction, TransactionFate,

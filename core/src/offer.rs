@@ -1,10 +1,10 @@
 //! What we ask for: offers, and the challenge that carries them.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, Network, Refusal};
+use crate::{Amount, Network, Refusal, ports::TokenBill};
 
 /// Which rail an offer, credential or payment belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -212,8 +212,23 @@ pub struct Challenge {
     pub resource: Resource,
     /// Every way to pay, in the seller's order of preference; never empty.
     pub offers: Arc<[Offer]>,
+    /// The bill made for this buyer, if the L402 rail is among the offers and made one.
+    pub token: Option<Arc<TokenBill>>,
+    /// Rails that the route takes and that cannot be paid now.
+    pub unavailable: Vec<UnavailableRail>,
     /// Why: `payment_required`, or what was wrong with the credential that came.
     pub refusal: Refusal,
+}
+
+/// A rail that the route takes, and that cannot be paid now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnavailableRail {
+    /// Which.
+    pub rail: RailName,
+    /// Stable, snake_case: `node_unavailable`, `too_many_invoices`.
+    pub code: Cow<'static, str>,
+    /// For people; safe to send.
+    pub detail: String,
 }
 
 #[cfg(test)]

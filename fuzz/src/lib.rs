@@ -105,7 +105,7 @@ fn code(value: &[u8]) {
     let (Ok(hash), Ok(value)) = (HeaderValue::from_bytes(&hash), HeaderValue::from_bytes(value)) else { return };
     let names = ["x-payment-hash", "x-payment-code"].map(HeaderName::from_static);
     let headers = HeaderMap::from_iter(names.into_iter().zip([hash, value]));
-    match (farebox_wire::credentials(&headers), read) {
+    match (farebox_wire::proof(&headers), read) {
         (Ok(Some(Credential::Transfer(a))), Ok(b)) => assert_eq!(a, b),
         (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
         (a, b) => panic!("{a:?} is not {b:?}"),
@@ -139,7 +139,7 @@ fn credential(version: X402Version, name: &'static str, value: &[u8]) {
     }
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
     let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value)]);
-    match (farebox_wire::credentials(&headers), read) {
+    match (farebox_wire::proof(&headers), read) {
         (Ok(Some(Credential::X402(a))), Ok(b)) => assert_eq!(a, b),
         (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
         (a, b) => panic!("{a:?} is not {b:?}"),

@@ -88,7 +88,7 @@ pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inboun
         Method::HEAD => return desk.unpaid(),
         _ => {}
     }
-    match farebox_wire::credentials(inbound.request.headers()) {
+    match farebox_wire::proof(inbound.request.headers()) {
         Ok(None) => desk.unpaid(),
         Ok(Some(credential)) => {
             let request = till.new_request();

@@ -176,6 +176,8 @@ impl Desk {
                 mime_type: self.tariff.mime_type.clone(),
             },
             offers: self.board.offers.clone(),
+            token: None,
+            unavailable: Vec::new(),
             refusal: refusal.clone(),
         };
         let transfer = self.transfer_bill();

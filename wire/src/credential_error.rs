@@ -1,11 +1,12 @@
 //! Why a credential header is refused as malformed, told so that a client's author can mend it.
 
 use farebox_core::{Charged, Refusal, Retry, Untrusted};
-use http::HeaderName;
+use http::{HeaderName, header::AUTHORIZATION};
 
 use crate::{
     base64_text::Base64TextError,
     json::{JsonError, MemberError, MemberProblem},
+    l402::{TOKEN_HEADERS, TokenProblem},
     transfer::{Base64UrlError, X_PAYMENT_CODE, X_PAYMENT_HASH},
 };
 
@@ -92,6 +93,9 @@ pub enum CredentialProblem {
         /// What it says.
         found: u64,
     },
+    /// No L402 token that we read.
+    #[error(transparent)]
+    Token(#[from] TokenProblem),
 }
 
 impl CredentialError {
@@ -101,6 +105,7 @@ impl CredentialError {
         match &self.problem {
             CredentialProblem::SecondCredential { .. } => "credential_repeated",
             _ if self.claims_a_transfer() => "malformed_payment_code",
+            CredentialProblem::Token(_) => "malformed_l402_token",
             CredentialProblem::Repeated => "credential_repeated",
             CredentialProblem::Encoding(Base64TextError::TooLong { .. }) => "credential_too_large",
             CredentialProblem::Encoding(_) => "credential_not_base64",
@@ -125,19 +130,23 @@ impl CredentialError {
     }
 
     /// The outside of it, a 400: what cannot be read has not been charged and is to be paid anew. But a transfer was made, or not, before
-    /// its claim was written: then only a claim that can be read helps, never a second transfer.
+    /// its claim was written: then only a claim that can be read helps, never a second transfer. A token was paid before, and keeps its calls.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
-        let (retry, charged) = if self.claims_a_transfer() {
-            (Retry::Never, Charged::Unknown)
-        } else {
-            (Retry::AfterPayment, Charged::No)
+        let (retry, charged) = match () {
+            () if self.claims_a_transfer() => (Retry::Never, Charged::Unknown),
+            () if self.carries_a_token() => (Retry::Never, Charged::No),
+            () => (Retry::AfterPayment, Charged::No),
         };
         Refusal { retry, charged, ..Refusal::new(400, self.code(), self.to_string()) }
     }
 
     fn claims_a_transfer(&self) -> bool {
         [X_PAYMENT_HASH, X_PAYMENT_CODE].contains(&self.header)
+    }
+
+    fn carries_a_token(&self) -> bool {
+        self.header == AUTHORIZATION || TOKEN_HEADERS.contains(&self.header)
     }
 }
 

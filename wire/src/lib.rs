@@ -10,14 +10,14 @@ pub mod problem;
 pub mod transfer;
 pub mod x402;
 
-use farebox_core::Credential;
+use farebox_core::{Credential, L402Token};
 use http::{HeaderMap, HeaderName};
 
 pub use base64_text::Base64TextError;
 pub use credential_error::{CredentialError, CredentialProblem};
 pub use json::{JsonError, MemberError, MemberProblem};
 
-/// Every header that may carry a credential: stripped before the upstream, named in `Vary`.
+/// Every header that may carry a proof of one payment: stripped before the upstream, named in `Vary`.
 pub static CREDENTIAL_HEADERS: [HeaderName; 4] =
     [x402::PAYMENT_SIGNATURE, x402::X_PAYMENT, transfer::X_PAYMENT_HASH, transfer::X_PAYMENT_CODE];
 
@@ -25,12 +25,51 @@ pub static CREDENTIAL_HEADERS: [HeaderName; 4] =
 /// hex digits.
 pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 
+/// What a request presents to pay with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PresentedCredential {
+    /// A proof of one payment.
+    Proof(Credential),
+    /// A token that was paid before.
+    Token(L402Token),
+}
+
+/// Whether a route takes L402 tokens. If not, `Authorization`, `Macaroon` and `Grpc-Metadata-Macaroon` are the upstream's, and not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tokens {
+    /// It does.
+    Taken,
+    /// It does not.
+    NotTaken,
+}
+
 /// The credential among a request's headers, if there is one.
 ///
 /// # Errors
 /// [`CredentialError`] if one is there and malformed, or if there is more than one: which of two payments was meant is not ours to
 /// guess.
-pub fn credentials(headers: &HeaderMap) -> Result<Option<Credential>, CredentialError> {
+pub fn credentials(headers: &HeaderMap, tokens: Tokens) -> Result<Option<PresentedCredential>, CredentialError> {
+    let token = match tokens {
+        Tokens::Taken => l402::token(headers)?,
+        Tokens::NotTaken => None,
+    };
+    let Some((first, token)) = token else {
+        return Ok(proof(headers)?.map(PresentedCredential::Proof));
+    };
+    let Some(second) = CREDENTIAL_HEADERS.iter().find(|name| headers.contains_key(*name)).cloned() else {
+        return Ok(Some(PresentedCredential::Token(token)));
+    };
+    // Told of the one that money may have moved for.
+    let is_transfer = [transfer::X_PAYMENT_HASH, transfer::X_PAYMENT_CODE].contains(&second);
+    let (header, first) = if is_transfer { (second, first) } else { (first, second) };
+    Err(CredentialError { header, problem: CredentialProblem::SecondCredential { first } })
+}
+
+/// The proof of one payment among a request's headers, if there is one. Tokens are not looked at.
+///
+/// # Errors
+/// As [`credentials`].
+pub fn proof(headers: &HeaderMap) -> Result<Option<Credential>, CredentialError> {
     use transfer::{X_PAYMENT_CODE, X_PAYMENT_HASH};
     let found = [
         single(headers, x402::PAYMENT_SIGNATURE)?,

@@ -213,7 +213,8 @@ pub(crate) fn cent() -> Offer {
 
 fn challenge(offers: &[Offer]) -> Challenge {
     let resource = Resource { url: "http://x.test/".to_owned(), description: "".into(), mime_type: "".into() };
-    Challenge { resource, offers: offers.into(), refusal: Refusal::payment("payment_required", "pay") }
+    let refusal = Refusal::payment("payment_required", "pay");
+    Challenge { resource, offers: offers.into(), token: None, unavailable: Vec::new(), refusal }
 }
 
 /// A 402 with a version 2 header and the given body.

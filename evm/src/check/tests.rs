@@ -77,7 +77,7 @@ fn signatures_of_the_official_clients_recover_to_their_payer() {
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_str(vectors[vector]["header"].as_str().unwrap()).unwrap();
         headers.insert(HeaderName::from_static(header), value);
-        let credential = farebox_wire::credentials(&headers).unwrap().unwrap();
+        let credential = farebox_wire::proof(&headers).unwrap().unwrap();
         let Credential::X402(x402) = &credential else { panic!("{vector} is no x402 payment") };
         let now_s = x402.authorization.valid_before - 30;
         let checked = run(&[token(USDC, "USDC")], &credential, now_s).unwrap();

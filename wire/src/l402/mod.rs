@@ -3,6 +3,7 @@
 
 mod caveats;
 mod challenge;
+mod credential;
 mod identifier;
 mod macaroon;
 
@@ -10,6 +11,8 @@ use http::HeaderName;
 
 pub use caveats::{CaveatProblem, SERVICE_CHARS_MAX, caveats, judge, service_name};
 pub use challenge::encode_challenge;
+pub(crate) use credential::token;
+pub use credential::{TOKEN_HEADERS, TokenProblem, is_token_authorization};
 pub use identifier::{Identifier, IdentifierError};
 pub use macaroon::{
     CAVEATS_MAX, MACAROON_BYTES_MAX, MacaroonError, add_caveat, decode_macaroon, encode_macaroon, mint,

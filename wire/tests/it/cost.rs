@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use farebox_core::{Credential, X402Version};
 use farebox_wire::{
-    credentials,
     problem::problem_json,
+    proof,
     transfer::encode_code,
     x402::{decode_credential, decode_payment_required, encode_credential, encode_payment_required, match_offer},
 };
@@ -42,12 +42,12 @@ fn cost_of_the_hot_paths() {
     let quote = crate::transfers::quote();
     measure("seal a quote of 2 options", || quoter.seal(&quote).len());
     measure("read a payment code and open its quote", || {
-        let Ok(Some(Credential::Transfer(read))) = credentials(&claim) else { panic!("it was read before") };
+        let Ok(Some(Credential::Transfer(read))) = proof(&claim) else { panic!("it was read before") };
         quoter.open(&read.code.quote).unwrap().options.len()
     });
     let mut broken = claim.clone();
     broken.insert("x-payment-code", HeaderValue::from_static("eyJ2ZXJzaW9uIjoxfQ"));
-    measure("refuse a malformed payment code", || credentials(&broken).unwrap_err().refusal().detail.len());
+    measure("refuse a malformed payment code", || proof(&broken).unwrap_err().refusal().detail.len());
     measure("decode PAYMENT-SIGNATURE and match", || {
         let read = decode_credential(X402Version::V2, value.as_bytes()).unwrap();
         let offer = match_offer(&read.accepted, &read.authorization, &challenge.offers).unwrap();

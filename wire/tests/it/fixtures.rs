@@ -35,6 +35,8 @@ pub(crate) fn challenge(offers: Vec<Offer>) -> Challenge {
             mime_type: "application/json".into(),
         },
         offers: offers.into(),
+        token: None,
+        unavailable: vec![],
         refusal: Refusal::payment("payment_required", "this call costs $0.01; pay one of the offers and send it again"),
     }
 }
@@ -88,7 +90,7 @@ pub(crate) fn read(headers: &[(&'static str, &[u8])]) -> Result<Option<X402Crede
     for (name, value) in headers {
         map.append(*name, HeaderValue::from_bytes(value).unwrap());
     }
-    Ok(farebox_wire::credentials(&map)?.map(|read| match read {
+    Ok(farebox_wire::proof(&map)?.map(|read| match read {
         Credential::X402(credential) => credential,
         other => panic!("{other:?} is not x402"),
     }))

@@ -19,4 +19,6 @@ mod pages;
 #[cfg(test)]
 mod seeds;
 #[cfg(test)]
+mod tokens;
+#[cfg(test)]
 mod transfers;

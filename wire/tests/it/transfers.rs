@@ -106,7 +106,7 @@ fn headers(values: &[(&'static str, &[u8])]) -> Result<Option<Credential>, Crede
     for (name, value) in values {
         map.append(*name, HeaderValue::from_bytes(value).unwrap());
     }
-    farebox_wire::credentials(&map)
+    farebox_wire::proof(&map)
 }
 
 fn hash() -> String {

@@ -76,7 +76,7 @@ pub(crate) fn pending() -> Response {
 
 /// What the request claims.
 pub(crate) fn code(seen: &Seen) -> PaymentCode {
-    match farebox_wire::credentials(&seen.headers).unwrap() {
+    match farebox_wire::proof(&seen.headers).unwrap() {
         Some(Credential::Transfer(transfer)) => {
             assert_eq!(transfer.announced, transfer.code.transaction);
             transfer.code
