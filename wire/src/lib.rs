@@ -2,6 +2,7 @@
 //! clock. Everything that decodes takes hostile bytes, ends in bounded time and memory, and never panics.
 
 mod base64_text;
+pub mod bolt11;
 mod credential_error;
 mod json;
 pub mod l402;

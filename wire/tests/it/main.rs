@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bills;
 #[cfg(test)]
+mod challenges;
+#[cfg(test)]
 mod cost;
 #[cfg(test)]
 mod credentials;
@@ -10,6 +12,8 @@ mod credentials;
 mod fixtures;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod invoices;
 #[cfg(test)]
 mod macaroons;
 #[cfg(test)]
