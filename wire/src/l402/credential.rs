@@ -22,7 +22,8 @@ const LINES_MAX: usize = 4;
 const PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 /// Clients pad or do not, and use either alphabet.
-const BASE64: [GeneralPurpose; 2] = [GeneralPurpose::new(&STANDARD, PADDING), GeneralPurpose::new(&URL_SAFE, PADDING)];
+pub(super) const BASE64: [GeneralPurpose; 2] =
+    [GeneralPurpose::new(&STANDARD, PADDING), GeneralPurpose::new(&URL_SAFE, PADDING)];
 
 /// Why what came is no token that we read.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]

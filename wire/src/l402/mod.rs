@@ -4,15 +4,20 @@
 mod caveats;
 mod challenge;
 mod credential;
+mod grpc;
 mod identifier;
 mod macaroon;
 
 use http::HeaderName;
 
 pub use caveats::{CaveatProblem, SERVICE_CHARS_MAX, caveats, judge, service_name};
-pub use challenge::encode_challenge;
+pub use challenge::{
+    CHALLENGE_LINE_BYTES_MAX, CHALLENGE_LINES_MAX, CHALLENGES_MAX, L402Challenge, L402Scheme, authorization,
+    challenges, encode_challenge,
+};
 pub(crate) use credential::token;
 pub use credential::{TOKEN_HEADERS, TokenProblem, is_token_authorization};
+pub use grpc::{grpc_refusal, is_grpc};
 pub use identifier::{Identifier, IdentifierError};
 pub use macaroon::{
     CAVEATS_MAX, MACAROON_BYTES_MAX, MacaroonError, add_caveat, decode_macaroon, encode_macaroon, mint,
