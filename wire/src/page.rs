@@ -1,5 +1,7 @@
 //! The 402 for browsers: one self-contained page, no script, nothing loaded from elsewhere.
 
+mod lightning;
+
 use std::fmt::{self, Display, Write as _};
 
 use farebox_core::{Challenge, Charged, Finality, Offer, Price, RailName, Retry, Timestamp};
@@ -56,6 +58,12 @@ fn write_page(page: &mut String, challenge: &Challenge, price: &Price, transfer:
     write_x402(page, challenge)?;
     if let Some(bill) = transfer {
         write_transfer(page, bill)?;
+    }
+    if let Some(bill) = &challenge.token {
+        lightning::write(page, bill)?;
+    }
+    for rail in &challenge.unavailable {
+        write!(page, "<p>By {}: not now. {}</p>", rail.rail, Escaped(&rail.detail))?;
     }
     page.push_str("</main></body></html>\n");
     Ok(())

@@ -1,5 +1,6 @@
 //! The browser's page.
 
+use farebox_core::{RailName, UnavailableRail};
 use farebox_wire::page::html;
 use serde_json::json;
 
@@ -33,6 +34,31 @@ fn the_page_loads_nothing_and_runs_nothing() {
     for part in ["<script", "src=", "href=", "url(", "@import", "onload", "<form", "<iframe"] {
         assert!(!page.contains(part), "{part} in {page}");
     }
+}
+
+#[test]
+fn a_lightning_offer_is_a_link_a_picture_and_a_text() {
+    let mut challenge = two_offers();
+    challenge.token = Some(crate::challenges::bill().into());
+    let page = html(&challenge, &"$0.01".parse().unwrap(), None);
+    for part in [
+        "10.001 sat",
+        "href=\"lightning:lnbcrt100n1pj\"",
+        "<svg",
+        crate::macaroons::VECTOR,
+        "Authorization: L402 MACAROON:PREIMAGE",
+        "2027-01-15 08:10:00 UTC",
+    ] {
+        assert!(page.contains(part), "no {part} in {page}");
+    }
+    for part in ["<script", "src=", "url(", "@import", "onload", "<image", "xlink"] {
+        assert!(!page.contains(part), "{part} in {page}");
+    }
+    challenge.token = None;
+    let detail = "the node <is> down".to_owned();
+    challenge.unavailable.push(UnavailableRail { rail: RailName::L402, code: "node_unavailable".into(), detail });
+    let page = html(&challenge, &"$0.01".parse().unwrap(), None);
+    assert!(page.contains("By l402: not now. the node &lt;is&gt; down") && !page.contains("<svg"), "{page}");
 }
 
 #[test]
