@@ -10,6 +10,7 @@ mod entropy;
 mod memory;
 mod payer;
 mod rail;
+mod tokens;
 mod transfers;
 
 pub use clock::ManualClock;
@@ -20,6 +21,7 @@ pub use payer::{
     test_request, test_transfer_claim, transaction_of,
 };
 pub use rail::{Call, ScriptedRail, SettleStep, SettleWith};
+pub use tokens::{BillStep, ScriptedTokens};
 pub use transfers::{ScriptedTransfers, TestLookups, TransferCall, Verdict};
 
 #[cfg(test)]
