@@ -10,6 +10,7 @@ use farebox_core::{
         Verified, VerifyError, claim_of,
     },
 };
+use farebox_wire::PresentedCredential;
 use http::{HeaderMap, HeaderName, Method, Response, header::FORWARDED};
 use tracing::{Instrument as _, debug, info_span};
 
@@ -17,11 +18,13 @@ use crate::{
     answer,
     body::Body,
     challenge::Desk,
-    fare::{self, Fare},
+    fare::Fare,
     lookups::CallerLookups,
     places::{NoPlace, Place},
     proxy::Inbound,
+    ride,
     till::Till,
+    tokens::{self, TokenBid, TokenSale},
     worker::Worker,
 };
 
@@ -35,6 +38,30 @@ const BUSY_PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_mil
 
 /// Of one transaction, the most transfers whose claims are looked up. Each is a read of the books.
 const ARRIVALS_MAX: usize = 512;
+
+/// The pauses of a request that waits for the outcome of another.
+pub(crate) struct Pauses {
+    until: tokio::time::Instant,
+    next: Duration,
+}
+
+/// The wait has taken as long as it may.
+pub(crate) struct WaitedEnough;
+
+impl Pauses {
+    pub(crate) fn of(till: &Till) -> Self {
+        Self { until: tokio::time::Instant::now() + till.limits.busy_wait, next: BUSY_PAUSE[0] }
+    }
+
+    pub(crate) async fn wait(&mut self) -> Result<(), WaitedEnough> {
+        if tokio::time::Instant::now() >= self.until {
+            return Err(WaitedEnough);
+        }
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(BUSY_PAUSE[1]);
+        Ok(())
+    }
+}
 
 /// Why a request with a credential gets no permit.
 pub(crate) enum Turned {
@@ -85,19 +112,32 @@ pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inboun
     // Neither spends anything: a HEAD that ran the upstream would sell the answer's head for nothing, or the call twice.
     match *inbound.request.method() {
         Method::OPTIONS => return desk.options(),
-        Method::HEAD => return desk.unpaid(),
+        Method::HEAD => return desk.unpaid().await,
         _ => {}
     }
-    match farebox_wire::proof(inbound.request.headers()) {
-        Ok(None) => desk.unpaid(),
-        Ok(Some(credential)) => {
-            let request = till.new_request();
-            let span = info_span!("request", id = %request);
-            let desk = desk.of_request(&request);
-            serve(worker, desk, Bid { request, credential }, inbound).instrument(span).await
+    let sale = TokenSale::of(till, tariff);
+    let taken = if sale.is_some() { farebox_wire::Tokens::Taken } else { farebox_wire::Tokens::NotTaken };
+    let presented = match farebox_wire::credentials(inbound.request.headers(), taken) {
+        Ok(None) => return desk.unpaid().await,
+        Ok(Some(presented)) => presented,
+        Err(malformed) => return desk.of_request(&till.new_request()).malformed(&malformed).await,
+    };
+    let request = till.new_request();
+    let span = info_span!("request", id = %request);
+    let desk = desk.of_request(&request);
+    let served = async move {
+        match (presented, sale) {
+            (PresentedCredential::Proof(credential), _) => {
+                serve(worker, desk, Bid { request, credential }, inbound).await
+            }
+            (PresentedCredential::Token(token), Some(sale)) => {
+                tokens::serve(worker, desk, sale, TokenBid { request, token }, inbound).await
+            }
+            // Tokens of a route that takes none are not looked at.
+            (PresentedCredential::Token(_), None) => desk.unpaid().await,
         }
-        Err(malformed) => desk.of_request(&till.new_request()).malformed(&malformed),
-    }
+    };
+    served.instrument(span).await
 }
 
 /// A credential, and the request that brought it.
@@ -108,7 +148,7 @@ struct Bid {
 
 async fn serve(worker: &Worker, desk: Desk, bid: Bid, inbound: Inbound) -> Response<Body> {
     let till = &worker.shared.till;
-    let Some(rail) = till.rail(&bid.credential) else { return desk.no_rail(&bid.credential) };
+    let Some(rail) = till.rail(&bid.credential) else { return desk.no_rail(&bid.credential).await };
     let settle = desk.tariff().settle;
     let admitted = {
         let mut ask = Ask::new(till, rail, &desk, &bid, &inbound);
@@ -123,7 +163,8 @@ async fn serve(worker: &Worker, desk: Desk, bid: Bid, inbound: Inbound) -> Respo
     match admitted {
         Ok((permit, place)) => {
             let (till, upstreams, rail) = (till.clone(), worker.upstreams.clone(), rail.clone());
-            fare::run(Fare { till, upstreams, rail, settle, desk, permit, _place: place }, inbound).await
+            ride::run(Fare { till, upstreams, rail, settle, desk: Arc::new(desk), permit, _place: place }, inbound)
+                .await
         }
         Err(turned) => answer::turned(till, &desk, turned).await,
     }
@@ -136,12 +177,15 @@ fn forwarded(headers: &HeaderMap) -> Vec<u8> {
     claims.flat_map(|value| [value.as_bytes(), b"\n"].concat()).collect()
 }
 
+/// The caller's own name for the call, if they sent one.
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Option<CallerId> {
+    headers.get(IDEMPOTENCY_KEY).map(|key| CallerId::from_key(key.as_bytes()))
+}
+
 /// Who may have the outcome, by a secret of theirs if they sent one.
 fn caller(inbound: &Inbound) -> CallerId {
-    match inbound.request.headers().get(IDEMPOTENCY_KEY) {
-        Some(key) => CallerId::from_key(key.as_bytes()),
-        None => CallerId::from_address(inbound.client.addr, &forwarded(inbound.request.headers())),
-    }
+    let headers = inbound.request.headers();
+    idempotency_key(headers).unwrap_or_else(|| CallerId::from_address(inbound.client.addr, &forwarded(headers)))
 }
 
 /// One request's wish for a permit.
@@ -198,8 +242,7 @@ impl<'a> Ask<'a> {
     /// The permit. Waits, for a bounded time, while another request is at the same proof.
     async fn permit(&mut self) -> Result<Permit, Turned> {
         self.authenticate().await?;
-        let deadline = tokio::time::Instant::now() + self.till.limits.busy_wait;
-        let mut pause = BUSY_PAUSE[0];
+        let mut pauses = Pauses::of(self.till);
         loop {
             let busy = match self.try_permit().await? {
                 Some(Claimed::Granted(permit)) => return Ok(permit),
@@ -208,11 +251,9 @@ impl<'a> Ask<'a> {
                 Some(Claimed::Busy(payment)) => Some(payment.into()),
                 None => None,
             };
-            if tokio::time::Instant::now() >= deadline {
+            if pauses.wait().await.is_err() {
                 return Err(Turned::Busy(busy));
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(BUSY_PAUSE[1]);
         }
     }
 

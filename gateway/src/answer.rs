@@ -3,13 +3,18 @@
 use std::borrow::Cow;
 
 use farebox_core::{
-    Answer, Charged, Delivery, Payment, PaymentState, RailName, Receipt, Refusal, Retry, ports::Rejected,
+    Answer, Charged, Delivery, PassPayment, Payment, PaymentState, RailName, Receipt, Refusal, Retry, ports::Rejected,
 };
 use farebox_wire::{transfer::asset_name, x402::SettlementResponse};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tracing::warn;
 
-use crate::{admission::Turned, body::Body, challenge::Desk, till::Till};
+use crate::{
+    admission::Turned,
+    body::Body,
+    challenge::{Desk, Told},
+    till::Till,
+};
 
 /// The code of a transfer whose money is another claim's.
 pub(crate) const ALREADY_CLAIMED: &str = "already_claimed";
@@ -23,12 +28,12 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Answers a request that got no permit.
 pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response<Body> {
     match turned {
-        Turned::Rejected(rejected) => rejection(desk, rejected),
+        Turned::Rejected(rejected) => rejection(desk, rejected).await,
         Turned::Late(late) => {
             let refusal = Refusal { retry: Retry::Never, charged: desk.charged_before(), ..no(late) };
             desk.refuse(&refusal, None)
         }
-        Turned::Refused(refusal) => refused(desk, *refusal),
+        Turned::Refused(refusal) => refused(desk, *refusal).await,
         Turned::Credited(payment, why) => credited(till, desk, &payment, why).await,
         Turned::AlreadyClaimed(holder) => already_claimed(desk, &holder),
         Turned::Unverifiable(source) => {
@@ -58,14 +63,14 @@ pub(crate) async fn turned(till: &Till, desk: &Desk, turned: Turned) -> Response
 }
 
 /// An answer of the rail's own. What it does not call charged may be so all the same, if it was paid before it was claimed.
-fn refused(desk: &Desk, refusal: Refusal) -> Response<Body> {
+async fn refused(desk: &Desk, refusal: Refusal) -> Response<Body> {
     let charged = match refusal.charged {
         Charged::No => desk.charged_before(),
         known => known,
     };
     let refusal = Refusal { charged, ..refusal };
     match refusal.retry {
-        Retry::AfterPayment => desk.rebill(&refusal, None),
+        Retry::AfterPayment => desk.rebill(&refusal, None).await,
         Retry::SameProof | Retry::Never => desk.refuse(&refusal, None),
     }
 }
@@ -75,10 +80,10 @@ fn no(rejected: Rejected) -> Refusal {
 }
 
 /// A definite no. Whoever claims a transfer has paid something already, and must not pay again because the claim is wrong.
-fn rejection(desk: &Desk, rejected: Rejected) -> Response<Body> {
+async fn rejection(desk: &Desk, rejected: Rejected) -> Response<Body> {
     let charged = desk.charged_before();
     if charged == Charged::No || BOUGHT_NOTHING.contains(&&*rejected.code) {
-        return desk.rebill(&Refusal { charged, ..no(rejected) }, None);
+        return desk.rebill(&Refusal { charged, ..no(rejected) }, None).await;
     }
     let detail = format!("{}; correct the claim and do not pay again for this", rejected.detail);
     let refusal = Refusal { retry: Retry::Never, charged, ..Refusal::payment(rejected.code, detail) };
@@ -130,7 +135,7 @@ async fn credited(till: &Till, desk: &Desk, payment: &Payment, why: Option<Rejec
         credit: Some(payment.credit),
         ..not_charged(payment, &code)
     };
-    desk.rebill(&refusal, Some(&told))
+    desk.rebill(&refusal, Some(&told)).await
 }
 
 async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body> {
@@ -140,7 +145,7 @@ async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body>
     let Some(receipt) = payment.receipt() else {
         let code = payment.reason.clone().unwrap_or("payment_refused".into());
         let refusal = Refusal::payment(code.clone(), "this payment was refused on its network; make a new one");
-        return desk.rebill(&refusal, Some(&not_charged(payment, &code)));
+        return desk.rebill(&refusal, Some(&not_charged(payment, &code))).await;
     };
     if payment.delivery == Delivery::Pending {
         let detail =
@@ -150,7 +155,7 @@ async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body>
     }
     match till.ledger.answer(payment.id, till.clock.now()).await {
         Ok(Some(answer)) => match kept(answer) {
-            Ok(response) => desk.replayed(response, receipt.payment, &charged(&receipt)),
+            Ok(response) => desk.replayed(response, receipt.payment, &Told::Charge(charged(&receipt))),
             Err(error) => {
                 warn!(payment = %payment.id, error = &error as &dyn std::error::Error, "a kept answer cannot be sent");
                 desk.refuse(&spent(), Some(&charged(&receipt)))
@@ -160,6 +165,21 @@ async fn replayed(till: &Till, desk: &Desk, payment: &Payment) -> Response<Body>
         Err(error) => {
             warn!(error = &error as &dyn std::error::Error, "books unavailable");
             desk.refuse(&books_unavailable(), None)
+        }
+    }
+}
+
+/// A call whose key has had its answer.
+pub(crate) fn replayed_call(desk: &Desk, payment: &PassPayment, answer: Option<Answer>) -> Response<Body> {
+    let again = answer.map(kept).transpose().unwrap_or_else(|error| {
+        warn!(payment = %payment.id, error = &error as &dyn std::error::Error, "a kept answer cannot be sent");
+        None
+    });
+    match again {
+        Some(response) => desk.replayed(response, payment.id, &Told::Pass { left: None }),
+        None => {
+            let detail = "the call with this Idempotency-Key has had its answer, which was not kept; send another key for another call";
+            desk.refuse(&Refusal { charged: Charged::Yes, ..Refusal::new(409, "already_delivered", detail) }, None)
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Everything a paid route says itself: the 402 and its variants, preflights, and the headers a paid answer carries.
 
-use std::sync::Arc;
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use farebox_core::{
-    AssetId, Challenge, Charged, Credential, OfferBoard, PaymentId, RailName, Refusal, RequestId, Resource, Retry,
-    Tariff, X402Version,
+    AssetId, Challenge, Charged, Credential, Network, Offer, OfferBoard, PaymentId, RailName, Refusal, RequestId,
+    Resource, Retry, Tariff, UnavailableRail, X402Version, ports::TokenBill,
 };
 use farebox_wire::{
-    CredentialError, page, problem,
+    CredentialError, l402, page, problem,
     transfer::{TransferBill, X_PAYMENT_CODE, X_PAYMENT_HASH},
     x402::{
         PAYMENT_REQUIRED, PAYMENT_RESPONSE, SettlementResponse, X_PAYMENT, X_PAYMENT_RESPONSE, encode_payment_required,
@@ -18,17 +18,27 @@ use http::{
     header::{
         ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
         ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW, CACHE_CONTROL,
-        CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, RETRY_AFTER, USER_AGENT, VARY,
+        CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, RETRY_AFTER, USER_AGENT, VARY, WWW_AUTHENTICATE,
     },
 };
 
-use crate::{body::Body, counts::Outcome, proxy::Inbound, quotes::Sale, till::Till};
+use crate::{
+    body::Body,
+    counts::Outcome,
+    proxy::Inbound,
+    quotes::Sale,
+    till::Till,
+    token_bill::{TokenSide, token_side, without_tokens},
+};
 
 /// Our name for a payment: to the upstream, so that it can tell a repeat, and to the payer.
 pub(crate) const PAYMENT_ID: HeaderName = HeaderName::from_static("farebox-payment-id");
 
 /// Our name for one request with a credential: to the upstream, to the payer, and in logs.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("farebox-request-id");
+
+/// How many calls the token has left after this one.
+const PASS_REMAINING: HeaderName = HeaderName::from_static("farebox-pass-remaining");
 
 /// When a route without a price is worth another try, seconds.
 const PRICE_RETRY_S: u32 = 5;
@@ -38,15 +48,27 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const PRIVATE: HeaderValue = HeaderValue::from_static("private");
 const ANY: HeaderValue = HeaderValue::from_static("*");
-const VARY_CREDENTIALS: HeaderValue =
-    HeaderValue::from_static("payment-signature, x-payment, x-payment-hash, x-payment-code");
-const VARY_CHALLENGE: HeaderValue =
-    HeaderValue::from_static("payment-signature, x-payment, x-payment-hash, x-payment-code, accept");
-const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "payment-required, payment-response, x-payment-response, farebox-payment-id, farebox-request-id, idempotent-replayed, retry-after",
+const VARY_CREDENTIALS: HeaderValue = HeaderValue::from_static(
+    "payment-signature, x-payment, x-payment-hash, x-payment-code, authorization, macaroon, grpc-metadata-macaroon",
 );
-const PREFLIGHT_HEADERS: &str = "payment-signature, x-payment, x-payment-hash, x-payment-code, idempotency-key, \
-                                 access-control-expose-headers, content-type";
+const VARY_CHALLENGE: HeaderValue = HeaderValue::from_static(
+    "payment-signature, x-payment, x-payment-hash, x-payment-code, authorization, macaroon, grpc-metadata-macaroon, accept",
+);
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "payment-required, payment-response, x-payment-response, www-authenticate, farebox-payment-id, farebox-pass-remaining, \
+     farebox-request-id, idempotent-replayed, retry-after",
+);
+const PREFLIGHT_HEADERS: &str = "payment-signature, x-payment, x-payment-hash, x-payment-code, authorization, macaroon, \
+                                 idempotency-key, access-control-expose-headers, content-type";
+
+/// What a paid answer says of its price.
+#[derive(Clone, Debug)]
+pub(crate) enum Told {
+    /// A payment was charged for it.
+    Charge(SettlementResponse),
+    /// It was a call of a pass, which has so many left, if calls are counted.
+    Pass { left: Option<u32> },
+}
 
 /// Writes the answers of one route to one caller.
 #[derive(Clone, Debug)]
@@ -58,6 +80,9 @@ pub(crate) struct Desk {
     /// The route's index.
     route: usize,
     url: String,
+    /// Where path and query begin in it.
+    resource_at: usize,
+    client: IpAddr,
     method: Method,
     /// Whether the request claims a transfer.
     rail: RailName,
@@ -85,12 +110,15 @@ impl Desk {
         };
         let browser = contains(ACCEPT, "text/html") && contains(USER_AGENT, "Mozilla");
         let transfer = headers.contains_key(X_PAYMENT_HASH) || headers.contains_key(X_PAYMENT_CODE);
+        let (url, resource_at) = inbound.resource_url();
         Self {
             till: till.clone(),
             tariff: tariff.clone(),
             board: tariff.board.now(),
             route: inbound.route,
-            url: inbound.resource_url(),
+            url,
+            resource_at,
+            client: inbound.client.addr,
             method: inbound.request.method().clone(),
             rail: if transfer { RailName::Transfer } else { RailName::X402 },
             request: None,
@@ -122,6 +150,32 @@ impl Desk {
         &self.url
     }
 
+    /// Its canonical path, and the query as sent.
+    pub(crate) fn resource(&self) -> &str {
+        &self.url[self.resource_at..]
+    }
+
+    /// Its method.
+    pub(crate) const fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Who sent it, by the socket or a listed proxy.
+    pub(crate) const fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Its name, or a new one if it brought no credential.
+    pub(crate) fn request_or_else(&self, new: impl FnOnce() -> RequestId) -> Cow<'_, RequestId> {
+        self.request.as_ref().map_or_else(|| Cow::Owned(new()), Cow::Borrowed)
+    }
+
+    /// The Lightning network that tokens are sold on, as far as an offer says it.
+    pub(crate) fn token_network(&self) -> Option<&Network> {
+        let mut offers = self.board.offers.iter().chain(self.board.earlier_offers.iter());
+        offers.find(|offer| offer.rail == RailName::L402).map(|offer| offer.network())
+    }
+
     /// What people call an asset, as far as an offer says it.
     pub(crate) fn symbol(&self, asset: &AssetId) -> Option<&str> {
         let mut offers = self.board.offers.iter().chain(self.board.earlier_offers.iter());
@@ -137,7 +191,7 @@ impl Desk {
     }
 
     /// The bill, for a request without a credential.
-    pub(crate) fn unpaid(&self) -> Response<Body> {
+    pub(crate) async fn unpaid(&self) -> Response<Body> {
         if self.board.offers.is_empty() {
             return self.refuse(&price_unavailable(), None);
         }
@@ -145,39 +199,65 @@ impl Desk {
             "payment_required",
             "this resource is paid by the call; pay one of the offers and send the request again",
         );
-        self.rebill(&refusal, None)
+        self.rebill(&refusal, None).await
     }
 
     /// A credential that cannot be read: 400. With a fresh bill so that a client can go on, unless money may have moved.
-    pub(crate) fn malformed(&self, error: &CredentialError) -> Response<Body> {
+    pub(crate) async fn malformed(&self, error: &CredentialError) -> Response<Body> {
         let refusal = error.refusal();
         match refusal.retry {
-            Retry::AfterPayment => self.rebill(&refusal, None),
+            Retry::AfterPayment => self.rebill(&refusal, None).await,
             Retry::SameProof | Retry::Never => self.refuse(&refusal, None),
         }
     }
 
     /// A credential of a rail that this gateway does not take.
-    pub(crate) fn no_rail(&self, credential: &Credential) -> Response<Body> {
+    pub(crate) async fn no_rail(&self, credential: &Credential) -> Response<Body> {
         let detail = format!("this gateway does not take {} payments; see the offers", credential.rail());
         let refusal = Refusal { charged: self.charged_before(), ..Refusal::payment("unsupported_rail", detail) };
-        self.rebill(&refusal, None)
+        self.rebill(&refusal, None).await
     }
 
     /// A refusal with a fresh bill: paying (again) is right. Without one while there is no price.
-    pub(crate) fn rebill(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
+    pub(crate) async fn rebill(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
         if self.board.offers.is_empty() {
             return self.refuse(refusal, settlement);
         }
+        // There are clients that pay whatever invoice an answer has, even a 400.
+        let side = match refusal.status {
+            402 => token_side(&self.till, self).await,
+            _ => TokenSide::NotAsked,
+        };
+        match side {
+            TokenSide::Bill(bill) => self.bill(refusal, self.board.offers.clone(), Some(bill), Vec::new(), settlement),
+            TokenSide::NotAsked => match without_tokens(&self.board.offers) {
+                offers if offers.is_empty() => self.refuse(refusal, settlement),
+                offers => self.bill(refusal, offers, None, Vec::new(), settlement),
+            },
+            TokenSide::Off(off) => match without_tokens(&self.board.offers) {
+                offers if offers.is_empty() => self.refuse(&off.refusal(), settlement),
+                offers => self.bill(refusal, offers, None, vec![off.told()], settlement),
+            },
+        }
+    }
+
+    fn bill(
+        &self,
+        refusal: &Refusal,
+        offers: Arc<[Offer]>,
+        token: Option<Arc<TokenBill>>,
+        unavailable: Vec<UnavailableRail>,
+        settlement: Option<&SettlementResponse>,
+    ) -> Response<Body> {
         let challenge = Challenge {
             resource: Resource {
                 url: self.url.clone(),
                 description: self.tariff.description.clone(),
                 mime_type: self.tariff.mime_type.clone(),
             },
-            offers: self.board.offers.clone(),
-            token: None,
-            unavailable: Vec::new(),
+            offers,
+            token,
+            unavailable,
             refusal: refusal.clone(),
         };
         let transfer = self.transfer_bill();
@@ -188,8 +268,12 @@ impl Desk {
             Caller::Program => (PROBLEM_JSON, problem::problem_json(refusal, Some(&challenge), transfer.as_ref())),
         };
         let mut response = self.respond(refusal, content_type, body, settlement);
+        let headers = response.headers_mut();
         if let Some(bill) = encode_payment_required(&challenge).and_then(|bill| HeaderValue::try_from(bill).ok()) {
-            response.headers_mut().insert(PAYMENT_REQUIRED, bill);
+            headers.insert(PAYMENT_REQUIRED, bill);
+        }
+        for (name, value) in challenge.token.iter().flat_map(|bill| l402::encode_challenge(bill)) {
+            headers.append(name, value);
         }
         response
     }
@@ -258,37 +342,30 @@ impl Desk {
     }
 
     /// An upstream's answer that was paid for.
-    pub(crate) fn paid(
-        &self,
-        response: Response<Body>,
-        payment: PaymentId,
-        settlement: &SettlementResponse,
-    ) -> Response<Body> {
+    pub(crate) fn paid(&self, response: Response<Body>, payment: PaymentId, told: &Told) -> Response<Body> {
         self.till.counts.add(self.route, Outcome::Paid);
-        self.handed_over(response, payment, settlement)
+        self.handed_over(response, payment, told)
     }
 
     /// A kept answer.
-    pub(crate) fn replayed(
-        &self,
-        response: Response<Body>,
-        payment: PaymentId,
-        settlement: &SettlementResponse,
-    ) -> Response<Body> {
+    pub(crate) fn replayed(&self, response: Response<Body>, payment: PaymentId, told: &Told) -> Response<Body> {
         self.till.counts.add(self.route, Outcome::Replayed);
-        self.handed_over(response, payment, settlement)
+        self.handed_over(response, payment, told)
     }
 
-    fn handed_over(
-        &self,
-        mut response: Response<Body>,
-        payment: PaymentId,
-        settlement: &SettlementResponse,
-    ) -> Response<Body> {
+    fn handed_over(&self, mut response: Response<Body>, payment: PaymentId, told: &Told) -> Response<Body> {
+        let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::try_from(payment.to_string()) {
-            response.headers_mut().insert(PAYMENT_ID, id);
+            headers.insert(PAYMENT_ID, id);
         }
-        self.add_names(response.headers_mut(), Some(settlement));
+        headers.remove(PASS_REMAINING);
+        match told {
+            Told::Charge(settlement) => self.add_names(headers, Some(settlement)),
+            Told::Pass { left } => {
+                self.add_names(headers, None);
+                headers.extend(left.map(|left| (PASS_REMAINING, HeaderValue::from(left))));
+            }
+        }
         Self::guard(response)
     }
 
@@ -304,6 +381,7 @@ impl Desk {
         let headers = response.headers_mut();
         // Ours to say: an upstream that names these is confused or hostile.
         headers.remove(PAYMENT_REQUIRED);
+        drop_invoices(headers);
         // What shared caches obey before Cache-Control.
         for name in ["cdn-cache-control", "surrogate-control"] {
             headers.remove(name);
@@ -338,6 +416,19 @@ impl Desk {
     }
 }
 
+/// Takes an upstream's L402 challenges out: whoever paid us is not to pay an invoice that we know nothing of.
+fn drop_invoices(headers: &mut HeaderMap) {
+    let is_ours = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        [&b"l402"[..], b"lsat"]
+            .iter()
+            .any(|scheme| value.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))
+    };
+    if headers.get_all(WWW_AUTHENTICATE).iter().any(is_ours) {
+        headers.remove(WWW_AUTHENTICATE);
+    }
+}
+
 fn price_unavailable() -> Refusal {
     let detail = "what this resource costs cannot be told now; send the request again";
     Refusal { retry_after_s: Some(PRICE_RETRY_S), ..Refusal::could_not_tell("price_unavailable", detail, Charged::No) }
@@ -357,6 +448,7 @@ pub(crate) fn is_end_to_end(name: &HeaderName) -> bool {
         PAYMENT_RESPONSE,
         X_PAYMENT_RESPONSE,
         REQUEST_ID,
+        PASS_REMAINING,
     ]
     .contains(name)
 }

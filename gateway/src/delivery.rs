@@ -3,105 +3,26 @@
 //! Without that, a crash just after the last byte would leave a payment that looks undelivered and is good for a second call.
 
 use std::{
-    future::Future,
+    future::Future as _,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use farebox_core::{
-    Answer, AnswerHeader, PaymentEvent, PaymentId,
+    Answer, AnswerHeader,
     ports::{BoxError, RecordError},
 };
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::Instant;
-use tracing::{debug, error};
+use tokio::{task::JoinHandle, time::Instant};
 
-use crate::{challenge::is_end_to_end, till::Till, upstream::UpstreamBody};
-
-/// Between two tries to tell books that do not listen.
-const END_PAUSE: Duration = Duration::from_secs(1);
+use crate::{challenge::is_end_to_end, hold::Hold, upstream::UpstreamBody};
 
 /// How long a caller may leave the answer unread and still blame the upstream for what comes after. An upstream gives up on whoever does
 /// not read, so that its error is a caller's to make.
 const UNREAD_MAX: Duration = Duration::from_secs(3);
-
-/// One run of the upstream for a payment. Dropped before it is done, it tells the books that the run ended without a delivery.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    open: Option<(Arc<Till>, PaymentId)>,
-    /// Whether the caller has had any of the answer.
-    begun: bool,
-}
-
-impl Hold {
-    pub(crate) fn new(till: &Arc<Till>, payment: PaymentId) -> Self {
-        Self { open: Some((till.clone(), payment)), begun: false }
-    }
-
-    /// The books have the end already.
-    pub(crate) fn done(mut self) {
-        self.open = None;
-    }
-
-    /// The caller left with a part of the answer, which counts as delivered.
-    fn left(mut self) {
-        let (Some((till, payment)), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) else {
-            return;
-        };
-        let delivered = PaymentEvent::Delivered { answer: None };
-        runtime.spawn(async move { end_in_books(&till, payment, delivered).await });
-    }
-
-    /// Records the delivery; when the future is ready with `Ok`, that is durable.
-    async fn deliver(mut self, answer: Option<Answer>) -> Result<(), RecordError> {
-        let Some((till, payment)) = self.open.take() else { return Ok(()) };
-        let events = vec![PaymentEvent::Delivered { answer }];
-        let recorded = till.ledger.record(payment, events, till.clock.now()).await;
-        if let Err(error) = &recorded {
-            error!(%payment, error = error as &dyn std::error::Error, "delivery not recorded; the answer is cut short");
-            // What was sent is not the whole answer, so the payment stays good for one.
-            self.open = Some((till, payment));
-        }
-        recorded.map(|_| ())
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let (Some((till, payment)), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) else {
-            return;
-        };
-        let ended = if self.begun { PaymentEvent::BrokeOff } else { PaymentEvent::RunEnded };
-        runtime.spawn(async move { end_in_books(&till, payment, ended).await });
-    }
-}
-
-/// Tells the books that nobody works on a payment any more, until they listen, or until its lease ends by itself anyway: a payer
-/// waits no longer for books that failed than until they answer again.
-pub(crate) async fn end_in_books(till: &Till, payment: PaymentId, event: PaymentEvent) {
-    let give_up = Instant::now() + till.limits.lease;
-    loop {
-        match till.ledger.record(payment, vec![event.clone()], till.clock.now()).await {
-            Ok(_) => return,
-            Err(error @ RecordError::Unavailable(_)) if Instant::now() < give_up => {
-                debug!(%payment, error = &error as &dyn std::error::Error, "the end of a run is told again");
-                tokio::select! {
-                    () = tokio::time::sleep(END_PAUSE) => {}
-                    // The next start ends this process's leases.
-                    () = till.stopping.cancelled() => return,
-                }
-            }
-            Err(error) => {
-                debug!(%payment, error = &error as &dyn std::error::Error, "run not ended in the books; its lease will be");
-                return;
-            }
-        }
-    }
-}
 
 /// The body of a streamed paid answer.
 pub(crate) struct DeliveryBody {
@@ -116,7 +37,8 @@ pub(crate) struct DeliveryBody {
     unread: bool,
 }
 
-type Recording = Pin<Box<dyn Future<Output = Result<(), RecordError>> + Send>>;
+/// In a task of its own: a caller who leaves just now cannot stop it half-way.
+type Recording = JoinHandle<Result<(), RecordError>>;
 
 enum Stage {
     Streaming(Hold),
@@ -136,16 +58,16 @@ struct Kept {
 
 impl DeliveryBody {
     pub(crate) fn new(head: &http::response::Parts, upstream: UpstreamBody, hold: Hold) -> Self {
-        let bytes_max = hold.open.as_ref().map_or(0, |(till, _)| till.answer_bytes_max);
+        let bytes_max = hold.keeps_bytes_max();
         let remaining = upstream.size_hint().exact();
-        let small_enough = remaining.is_none_or(|size| size <= bytes_max);
+        let small_enough = bytes_max.is_some_and(|max| remaining.is_none_or(|size| size <= max));
         Self {
             remaining,
             kept: Kept {
                 status: head.status,
                 headers: answer_headers(&head.headers),
                 body: small_enough.then(BytesMut::new),
-                bytes_max,
+                bytes_max: bytes_max.unwrap_or(0),
             },
             upstream,
             stage: Stage::Streaming(hold),
@@ -157,7 +79,7 @@ impl DeliveryBody {
     /// Starts to record the delivery; `last` waits for it.
     fn record(&mut self, last: Option<Frame<Bytes>>) {
         if let Stage::Streaming(hold) = std::mem::replace(&mut self.stage, Stage::Over) {
-            self.stage = Stage::Recording(Box::pin(hold.deliver(self.kept.take())), last);
+            self.stage = Stage::Recording(tokio::spawn(hold.deliver(self.kept.take())), last);
         }
     }
 
@@ -217,7 +139,7 @@ impl http_body::Body for DeliveryBody {
                     Some(Ok(frame)) if this.note(&frame) => this.record(Some(frame)),
                     Some(Ok(frame)) => {
                         if let Stage::Streaming(hold) = &mut this.stage {
-                            hold.begun = true;
+                            hold.begin();
                         }
                         this.handed_at = Some(Instant::now());
                         return Poll::Ready(Some(Ok(frame)));
@@ -233,11 +155,12 @@ impl http_body::Body for DeliveryBody {
                     None => this.record(None),
                 },
                 Stage::Recording(recording, last) => {
-                    let recorded = ready!(recording.as_mut().poll(context));
+                    let recorded = ready!(Pin::new(recording).poll(context));
                     let last = last.take();
                     this.stage = Stage::Over;
                     return Poll::Ready(match recorded {
-                        Ok(()) => last.map(Ok),
+                        Ok(Ok(())) => last.map(Ok),
+                        Ok(Err(source)) => Some(Err(source.into())),
                         Err(source) => Some(Err(source.into())),
                     });
                 }
@@ -259,14 +182,14 @@ impl http_body::Body for DeliveryBody {
     }
 }
 
-/// A caller who leaves in mid-stream has had what was sent. Were the payment good for another run, one charge would buy as many
-/// streams as a caller likes to cut off just before the end.
+/// A caller who leaves in mid-stream has had what was sent. Were the payment or the call good for another run, one charge would buy as
+/// many streams as a caller likes to cut off just before the end.
 impl Drop for DeliveryBody {
     fn drop(&mut self) {
-        if let Stage::Streaming(hold) = std::mem::replace(&mut self.stage, Stage::Over)
-            && hold.begun
-        {
-            hold.left();
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Streaming(hold) if hold.has_begun() => hold.left(),
+            Stage::Streaming(hold) => hold.abandoned(),
+            Stage::Recording(..) | Stage::Over => {}
         }
     }
 }

@@ -1,11 +1,18 @@
 //! What an intermediary takes out of a head and puts in. Sources: RFC 9110 §7.6, RFC 9113 §8.2.
 
+use farebox_wire::{
+    Tokens,
+    l402::{TOKEN_HEADERS, is_token_authorization},
+};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
-    header::{CONNECTION, COOKIE, TE, UPGRADE, VIA},
+    header::{AUTHORIZATION, CONNECTION, COOKIE, TE, UPGRADE, VIA},
 };
 
 use crate::client::ClientInfo;
+
+/// `preimage=` in hex: the caveat by which a macaroon that comes alone is a token.
+const PREIMAGE_CAVEAT: &[u8] = b"707265696d6167653d";
 
 /// Who we are in `Via`.
 const VIA_VALUES: [HeaderValue; 2] = [HeaderValue::from_static("1.1 farebox"), HeaderValue::from_static("2.0 farebox")];
@@ -16,11 +23,15 @@ pub(crate) fn request_headers(
     headers: &mut HeaderMap,
     version: Version,
     client: &ClientInfo,
+    tokens: Tokens,
     extra: &[(HeaderName, HeaderValue)],
 ) -> Option<HeaderValue> {
     let upgrade = wanted_upgrade(headers, version);
     let trailers = wants_trailers(headers);
     strip(headers, |name| is_hop_by_hop(name) || is_not_for_upstreams(name, client));
+    if tokens == Tokens::Taken {
+        strip_tokens(headers);
+    }
     if version == Version::HTTP_2 {
         join_cookies(headers);
     }
@@ -127,6 +138,30 @@ fn is_reserved(name: &str, client: &ClientInfo) -> bool {
         | "x-forwarded-prefix" | "x-forwarded-server" | "x-forwarded-scheme" | "x-real-ip" => !client.is_behind_proxy(),
         other => other.starts_with("farebox-") || farebox_wire::CREDENTIAL_HEADERS.iter().any(|name| name == other),
     }
+}
+
+/// Takes out what buys calls here, on every route of a gateway that sells tokens: clients that keep one send it to the whole host. Other
+/// schemes of `Authorization`, and macaroons without a preimage, are the upstream's own.
+fn strip_tokens(headers: &mut HeaderMap) {
+    retain_lines(headers, &AUTHORIZATION, |value| {
+        let mut parts = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii_start);
+        !parts.any(|part| HeaderValue::from_bytes(part).is_ok_and(|part| is_token_authorization(&part)))
+    });
+    for name in &TOKEN_HEADERS {
+        retain_lines(headers, name, |value| {
+            let bytes = value.as_bytes();
+            !bytes.windows(PREIMAGE_CAVEAT.len()).any(|part| part.eq_ignore_ascii_case(PREIMAGE_CAVEAT))
+        });
+    }
+}
+
+fn retain_lines(headers: &mut HeaderMap, name: &HeaderName, keep: impl Fn(&HeaderValue) -> bool) {
+    if headers.get_all(name).iter().all(&keep) {
+        return;
+    }
+    let kept: Vec<HeaderValue> = headers.get_all(name).iter().filter(|value| keep(value)).cloned().collect();
+    headers.remove(name);
+    headers.extend(kept.into_iter().map(|value| (name.clone(), value)));
 }
 
 /// RFC 9113 §8.2.3: cookie lines of HTTP/2 are one header elsewhere.

@@ -38,13 +38,16 @@ impl Inbound {
         self.request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned()
     }
 
-    /// The URL of what is sold, as bills name it.
-    pub(crate) fn resource_url(&self) -> String {
-        let path = self.path_and_query();
-        match &self.shared.config.public_url {
-            Some(base) => format!("{}{path}", base.as_str().trim_end_matches('/')),
-            None => format!("{}{path}", self.client.origin()),
-        }
+    /// The URL of what is sold, as bills name it, and where its path begins.
+    pub(crate) fn resource_url(&self) -> (String, usize) {
+        let path = self.request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let mut url = match &self.shared.config.public_url {
+            Some(base) => base.as_str().trim_end_matches('/').to_owned(),
+            None => self.client.origin(),
+        };
+        let resource_at = url.len();
+        url.push_str(path);
+        (url, resource_at)
     }
 
     /// How long the upstream may take to the head of its answer.

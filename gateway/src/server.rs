@@ -26,6 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     GatewayConfig, RouteTable, RouteTableError, TlsFilesError, UpstreamTlsError,
     counts::{Counts, Watch},
+    draws::OpenDraws,
     lookups::LookupLimit,
     marked::MarkedPayers,
     places::Places,
@@ -177,8 +178,13 @@ impl Gateway {
             bytes_max: config.limits.request_body_bytes_max,
             idle_timeout: config.limits.idle_timeout,
         };
+        let tokens_are_ours = match till.tokens {
+            Some(_) => farebox_wire::Tokens::Taken,
+            None => farebox_wire::Tokens::NotTaken,
+        };
+        let tunnel_idle = config.limits.tunnel_idle_timeout;
         let upstreams = (0..config.workers.max(1))
-            .map(|_| Upstreams::new(routes.routes(), request_defaults, config.limits.tunnel_idle_timeout).map(Arc::new))
+            .map(|_| Upstreams::new(routes.routes(), request_defaults, tunnel_idle, tokens_are_ours).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
@@ -381,6 +387,7 @@ fn till(config: &GatewayConfig, ports: Ports, counts: Counts) -> Till {
         limits: config.admission,
         answer_bytes_max: config.replay.body_bytes_max as u64,
         places: Places::default(),
+        open_draws: OpenDraws::default(),
         lookups: LookupLimit::new(config.admission.lookups_per_minute),
         marked: MarkedPayers::default(),
         quotes,

@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
-    Credential, InstanceId, PaymentId, RequestId,
+    Credential, DrawId, InstanceId, PaymentId, RequestId,
     ports::{Clock, Entropy, Ledger, Offering, Rail},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    counts::Counts, lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes, refused::Refused,
-    server::Tokens,
+    counts::Counts, draws::OpenDraws, lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes,
+    refused::Refused, server::Tokens,
 };
 
 /// Bounds of a paid request's way.
@@ -27,6 +27,8 @@ pub struct AdmissionLimits {
     pub settle_margin: Duration,
     /// How long the body of an answer that is small enough to be kept may take; after it the payment is not charged. \[60 s\]
     pub answer_timeout: Duration,
+    /// How long a bill may wait for an invoice before the 402 goes out without. \[3 s\]
+    pub invoice_timeout: Duration,
     /// How many look-ups of transactions that may not exist one client address may cause in a minute, 1 or more; a quarter of them at
     /// once. More is 429. \[120\]
     pub lookups_per_minute: u32,
@@ -40,6 +42,7 @@ impl Default for AdmissionLimits {
             unsettled_per_payer_max: 32,
             settle_margin: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(60),
+            invoice_timeout: Duration::from_secs(3),
             lookups_per_minute: 120,
         }
     }
@@ -59,6 +62,8 @@ pub(crate) struct Till {
     pub(crate) answer_bytes_max: u64,
     /// Payments being verified, or claimed and not yet settled, by payer.
     pub(crate) places: Places,
+    /// Calls of passes whose end is not in the books yet.
+    pub(crate) open_draws: OpenDraws,
     /// Questions to chains, by client.
     pub(crate) lookups: LookupLimit,
     /// Payers whose payments wait for more than others'.
@@ -93,8 +98,12 @@ impl Till {
         RequestId::at(self.clock.now(), self.random())
     }
 
-    fn random(&self) -> [u8; 10] {
-        let mut random = [0; 10];
+    pub(crate) fn new_draw(&self) -> DrawId {
+        DrawId(self.random())
+    }
+
+    fn random<const BYTES: usize>(&self) -> [u8; BYTES] {
+        let mut random = [0; BYTES];
         self.entropy.fill(&mut random);
         random
     }

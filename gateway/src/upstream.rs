@@ -8,6 +8,7 @@ mod tunnel;
 use std::{sync::Arc, time::Duration};
 
 use farebox_core::ports::BoxError;
+use farebox_wire::Tokens;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header::HOST, uri::Scheme};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -33,6 +34,8 @@ pub(crate) struct Upstreams {
     by_route: Vec<Arc<Origin>>,
     request_limits: Vec<RequestBodyLimits>,
     tunnel_idle_timeout: Duration,
+    /// Whether the gateway sells tokens, which are then no upstream's.
+    tokens: Tokens,
 }
 
 /// Why there is no answer from an upstream.
@@ -103,6 +106,7 @@ impl Upstreams {
         routes: &[Route],
         request_defaults: RequestBodyLimits,
         tunnel_idle_timeout: Duration,
+        tokens: Tokens,
     ) -> Result<Self, UpstreamTlsError> {
         let mut origins: Vec<(&UpstreamConfig, Arc<Origin>)> = Vec::new();
         let mut by_route = Vec::with_capacity(routes.len());
@@ -122,7 +126,7 @@ impl Upstreams {
             bytes_max: route.request_body_bytes_max.unwrap_or(request_defaults.bytes_max),
             ..request_defaults
         };
-        Ok(Self { by_route, request_limits: routes.iter().map(limits_of).collect(), tunnel_idle_timeout })
+        Ok(Self { by_route, request_limits: routes.iter().map(limits_of).collect(), tunnel_idle_timeout, tokens })
     }
 
     /// Sends a request to the upstream of the route with this index and returns its head; the body streams. Hop-by-hop headers, credentials
@@ -143,7 +147,7 @@ impl Upstreams {
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let origin = &self.by_route[route];
         let version = request.version();
-        let upgrade = forward::request_headers(request.headers_mut(), version, client, extra)
+        let upgrade = forward::request_headers(request.headers_mut(), version, client, self.tokens, extra)
             .filter(|_| !origin.config.http2)
             .map(|_| hyper::upgrade::on(&mut request));
         let limits = self.request_limits[route];

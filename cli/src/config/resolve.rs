@@ -270,6 +270,7 @@ fn resolve_admission(admission: AdmissionLiteral) -> Option<AdmissionLimits> {
         lookups_per_minute: u32::try_from(value(admission.lookups_per_minute)?.0).ok()?,
         settle_margin: value(admission.settle_margin)?.0,
         answer_timeout: value(admission.answer_timeout)?.0,
+        ..AdmissionLimits::default()
     })
 }
 

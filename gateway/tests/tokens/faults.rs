@@ -1,0 +1,143 @@
+//! Upstreams that fail, books that do not listen, and processes that die.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use farebox_testkit::Fault;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    kiosk::{Got, Kiosk, Plan, counting, keyed},
+    support::{raw_upstream, read_head},
+};
+
+/// An upstream that says these bytes on its first connections, each once, and then `ok`.
+async fn failing(answers: Vec<&'static str>) -> (String, Arc<AtomicUsize>) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let address = raw_upstream(move |mut tcp| {
+        let (counter, answers) = (counter.clone(), answers.clone());
+        async move {
+            read_head(&mut tcp).await;
+            let call = counter.fetch_add(1, Ordering::SeqCst);
+            let ok = "HTTP/1.1 200 ok\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+            tcp.write_all(answers.get(call).copied().unwrap_or(ok).as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    (format!("http://{address}"), calls)
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_for_long_costs_no_call() {
+    let broken = vec![
+        "HTTP/1.1 500 no\r\ncontent-length: 4\r\n\r\noops",
+        "HTTP/1.1 503 no\r\ntransfer-encoding: chunked\r\n\r\n4\r\noops\r\n0\r\n\r\n",
+        "",
+        "HTTP/1.1 200 ok\r\ncontent-length: 10\r\n\r\nhalf",
+        "nonsense\r\n\r\n",
+        "HTTP/1.1 500 no\r\ncontent-length: 4\r\n\r\noops",
+    ];
+    let (url, calls) = failing(broken.clone()).await;
+    let kiosk = Plan::calls(1, url).open().await;
+    let token = kiosk.buy("/paid/x").await;
+    for answer in &broken {
+        let got = kiosk.get("/paid/x", &token).await;
+        assert_eq!((got.status, got.has_bill()), (502, false), "{answer:?}: {got:?}");
+        assert_eq!((&got.problem()["retry"], &got.problem()["charged"]), (&"same_proof".into(), &false.into()));
+    }
+    assert_eq!(kiosk.get("/paid/x", &token).await.body, "ok");
+    assert_eq!(calls.load(Ordering::SeqCst), broken.len() + 1);
+    kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
+}
+
+#[tokio::test]
+async fn an_upstreams_own_refusal_is_a_call() {
+    let (url, _) = failing(vec!["HTTP/1.1 404 no\r\ncontent-length: 4\r\n\r\nnope"]).await;
+    let kiosk = Plan::calls(1, url).open().await;
+    let token = kiosk.buy("/paid/x").await;
+    let got = kiosk.get("/paid/x", &token).await;
+    assert_eq!((got.status, got.body.as_str(), got.header("farebox-pass-remaining")), (404, "nope", Some("0")));
+    assert_eq!(kiosk.get("/paid/x", &token).await.status, 402);
+}
+
+/// Without a bound, an upstream that can be made to break off just before its end would be had for nothing.
+#[tokio::test]
+async fn answers_that_break_off_are_forgiven_three_times() {
+    let half = "HTTP/1.1 200 ok\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+    let (url, calls) = failing(vec![half; 9]).await;
+    let kiosk = Plan::calls(1, url).open().await;
+    let token = kiosk.buy("/paid/x").await;
+    for _ in 0..4 {
+        let got = kiosk.get("/paid/x", &token).await;
+        assert!(got.status == 200 && got.body.starts_with("broken"), "{got:?}");
+    }
+    kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+}
+
+/// Sends the same until it is known what became of it; each answer is one that an honest client can act on.
+async fn insist(kiosk: &Kiosk, token: &http::HeaderMap) -> Got {
+    for _ in 0..50 {
+        let got = kiosk.get("/paid/x", token).await;
+        match got.status {
+            503 => {
+                assert!(!got.has_bill() && got.problem()["retry"] == "same_proof", "{got:?}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            _ => return got,
+        }
+    }
+    panic!("never told");
+}
+
+#[tokio::test]
+async fn books_that_fail_at_any_moment_neither_give_a_call_away_nor_lose_one() {
+    let operations = {
+        let (url, _) = counting().await;
+        let kiosk = Plan::calls(1, url).open().await;
+        let token = kiosk.buy("/paid/x").await;
+        let before = kiosk.ledger.operations();
+        kiosk.get("/paid/x", &token).await;
+        kiosk.ledger.operations() - before
+    };
+    assert!(operations >= 3, "a look, a draw and its end, and were {operations}");
+    for nth in 0..operations {
+        for fault in [Fault::FailBefore, Fault::FailAfter] {
+            let (url, calls) = counting().await;
+            let kiosk = Plan::calls(1, url).open().await;
+            let token = kiosk.buy("/paid/x").await;
+            kiosk.ledger.plan(nth, fault);
+            let got = insist(&kiosk, &token).await;
+            assert_eq!((got.status, got.body.as_str()), (200, "ok 1"), "{fault:?} at {nth}: {got:?}");
+            assert_eq!(kiosk.get("/paid/x", &token).await.status, 402, "{fault:?} at {nth}");
+            assert_eq!(calls.load(Ordering::SeqCst), 1, "{fault:?} at {nth}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_moment_leaves_the_call_or_its_answer_and_never_both_twice() {
+    for nth in 0..3 {
+        for fault in [Fault::DieBefore, Fault::DieAfter] {
+            let (url, calls) = counting().await;
+            let kiosk = Plan { busy_wait: Duration::from_millis(50), ..Plan::calls(1, url) }.open().await;
+            let token = keyed(&kiosk.buy("/paid/x").await, "mine");
+            kiosk.ledger.plan(nth, fault);
+            let got = kiosk.get("/paid/x", &token).await;
+            assert!(got.status == 503 && !got.has_bill(), "{fault:?} at {nth}: {got:?}");
+            let kiosk = kiosk.restart("2").await;
+            let got = insist(&kiosk, &token).await;
+            assert_eq!(got.status, 200, "{fault:?} at {nth}: {got:?}");
+            assert_eq!(kiosk.get("/paid/x", &token).await.body, got.body, "the key has its answer");
+            assert_eq!(kiosk.get("/paid/x", &keyed(&token, "other")).await.status, 402, "{fault:?} at {nth}");
+            assert!(calls.load(Ordering::SeqCst) <= 2, "{fault:?} at {nth}");
+            assert_eq!(kiosk.ledger.payments().len(), 1);
+        }
+    }
+}
