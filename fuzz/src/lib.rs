@@ -4,23 +4,33 @@
 //! Each takes the bytes both as a header's value and, in base64, as the JSON inside one: the encoding must not hide the rest from
 //! the fuzzer.
 
+use std::time::Duration;
+
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use farebox_core::{
-    AcceptedTerms, Amount, AssetId, Credential, EvmAddress, Finality, Network, Offer, RailName, Timestamp,
-    TransferAuthorization, X402Credential, X402Version, ports::QuoteKey,
+    AcceptedTerms, Amount, AssetId, Credential, EvmAddress, Finality, Grant, L402Token, Macaroon, Network, Offer,
+    Preimage, RailName, RootKey, Timestamp, TokenScope, TokenTerms, TransferAuthorization, X402Credential, X402Version,
+    ports::{QuoteKey, TokenRequest},
 };
 use farebox_wire::{
-    CREDENTIAL_BYTES_MAX,
+    CREDENTIAL_BYTES_MAX, PresentedCredential, Tokens, credentials,
+    l402::{
+        CAVEATS_MAX, CHALLENGES_MAX, MACAROON, MACAROON_BYTES_MAX, add_caveat, authorization, challenges,
+        decode_macaroon, encode_macaroon, is_token_authorization, judge, verify_signature,
+    },
     transfer::{CODE_BYTES_MAX, OPTIONS_MAX, Quoter, decode_bill, decode_code, encode_code},
     x402::{
         Bill, Requirement, decode_credential, decode_payment_required, decode_settlement, encode_credential,
         match_offer,
     },
 };
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{AUTHORIZATION, WWW_AUTHENTICATE},
+};
 
 /// `PAYMENT-SIGNATURE`.
 pub fn payment_signature(data: &[u8]) {
@@ -81,6 +91,107 @@ pub fn transfer_bill(data: &[u8]) {
             }
         }
         Err(error) => printable(&error.to_string()),
+    }
+}
+
+/// A macaroon in its binary form, and its caveats.
+pub fn macaroon(data: &[u8]) {
+    match decode_macaroon(data) {
+        Ok(read) => {
+            assert!(data.len() <= MACAROON_BYTES_MAX && read.caveats.len() <= CAVEATS_MAX);
+            let again = decode_macaroon(&encode_macaroon(&read));
+            if encode_macaroon(&read).len() <= MACAROON_BYTES_MAX {
+                assert_eq!(again.as_ref(), Ok(&read));
+            }
+            assert!(!verify_signature(&RootKey::new([1; 32]), &read), "nobody has that key");
+            judged(read);
+        }
+        Err(error) => printable(&error.to_string()),
+    }
+}
+
+/// `Authorization`, and `Macaroon`.
+pub fn l402_credential(data: &[u8]) {
+    l402_header(AUTHORIZATION, data);
+    l402_header(AUTHORIZATION, &[b"L402 ", data].concat());
+    let preimage = [b":".as_slice(), &[b'7'; 64]].concat();
+    l402_header(AUTHORIZATION, &[b"LSAT ", STANDARD.encode(data).as_bytes(), &preimage].concat());
+    l402_header(MACAROON, data);
+    l402_header(MACAROON, hex::encode(data).as_bytes());
+}
+
+/// `WWW-Authenticate` of another seller.
+pub fn l402_challenge(data: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in data.split(|b| *b == b'\n') {
+        if let Ok(line) = HeaderValue::from_bytes(line) {
+            headers.append(WWW_AUTHENTICATE, line);
+        }
+    }
+    let read = challenges(&headers);
+    assert!(read.len() <= CHALLENGES_MAX);
+    for one in read {
+        let (name, value) =
+            authorization(one.scheme, &one.macaroon_b64, &Preimage([7; 32])).expect("it can be sent back");
+        let sent = HeaderMap::from_iter([(name, value)]);
+        let again = credentials(&sent, Tokens::Taken);
+        match (one.macaroon, again) {
+            (Some(a), Ok(Some(PresentedCredential::Token(token)))) => assert_eq!(a, token.macaroon),
+            // Too long for a credential, or with a preimage's caveat.
+            (_, Err(error)) => printable(&error.refusal().detail),
+            (a, b) => panic!("{a:?} is not {b:?}"),
+        }
+    }
+}
+
+/// A Lightning invoice.
+pub fn bolt11(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match farebox_wire::bolt11::decode(text) {
+        Ok(read) => {
+            assert!(read.invoice.amount_msat > 0 && read.invoice.expires_at >= read.invoice.created_at);
+            assert!(read.network.candidates().next().is_some());
+            let again = farebox_wire::bolt11::decode(&read.invoice.bolt11).expect("in lower case too");
+            assert_eq!(again.invoice, read.invoice);
+        }
+        Err(error) => printable(&error.to_string()),
+    }
+}
+
+fn l402_header(name: HeaderName, value: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(value) else { return };
+    match credentials(&HeaderMap::from_iter([(name.clone(), value.clone())]), Tokens::Taken) {
+        Ok(None) => assert!(name == AUTHORIZATION && !is_token_authorization(&value)),
+        Ok(Some(PresentedCredential::Token(token))) => judged(token.macaroon),
+        Ok(Some(other)) => panic!("{other:?}"),
+        Err(error) => {
+            let refusal = error.refusal();
+            assert_eq!((refusal.status, &*refusal.code), (400, "malformed_l402_token"));
+            printable(&refusal.detail);
+        }
+    }
+}
+
+/// No more caveats make a token good for what it was not.
+fn judged(macaroon: Macaroon) {
+    let terms = TokenTerms {
+        grant: Grant::default(),
+        price: "1 sat".parse().expect("a price"),
+        service: "service1".into(),
+        tier: 0,
+        scope: TokenScope::Route,
+        valid_for: Duration::from_secs(60),
+    };
+    let request =
+        TokenRequest { terms: &terms, method: "GET", resource: "/", now: Timestamp::from_unix_s(1_800_000_000) };
+    let verdict = |macaroon| judge(&L402Token { macaroon, preimage: Preimage([0x11; 32]) }, &request);
+    if let Err(problem) = verdict(macaroon.clone()) {
+        printable(&problem.to_string());
+        for more in ["services=service1:0", "service1_valid_until=1900000000", "service1_capabilities="] {
+            // All that a mint writes names services: without that, this one would be the first.
+            let minted = macaroon.caveats.iter().any(|caveat| caveat.starts_with("services="));
+            assert!(!minted || verdict(add_caveat(&macaroon, more)).is_err(), "{problem}");
+        }
     }
 }
 

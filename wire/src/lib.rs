@@ -28,6 +28,7 @@ pub const CREDENTIAL_BYTES_MAX: usize = 16 * 1024;
 
 /// What a request presents to pay with.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one a request, and it is taken apart at once")]
 pub enum PresentedCredential {
     /// A proof of one payment.
     Proof(Credential),

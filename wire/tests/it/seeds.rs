@@ -37,4 +37,8 @@ fn every_seed_keeps_what_the_fuzz_targets_assert() {
     replay("payment_code", targets::payment_code);
     replay("quote", targets::quote);
     replay("transfer_bill", targets::transfer_bill);
+    replay("macaroon", targets::macaroon);
+    replay("l402_credential", targets::l402_credential);
+    replay("l402_challenge", targets::l402_challenge);
+    replay("bolt11", targets::bolt11);
 }
