@@ -17,7 +17,7 @@ pub(crate) const BUSY_WAIT_MAX: Duration = Duration::from_secs(3);
 const LOG_BYTES_KEPT: u32 = 64 << 20;
 
 /// Prepared statements kept per connection: more than this crate has.
-const STATEMENTS_KEPT: usize = 64;
+const STATEMENTS_KEPT: usize = 128;
 
 /// Why a ledger was not opened.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@
 mod audit;
 mod audit_file;
 mod bills;
+mod draws;
 mod file;
 mod query;
 mod reader;
@@ -17,6 +18,8 @@ mod reads;
 mod row;
 mod schema;
 mod sqlite;
+mod token_books;
+mod tokens;
 mod writer;
 
 pub use audit::AuditFilter;

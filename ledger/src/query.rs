@@ -1,10 +1,10 @@
 //! Every statement, as functions on a connection. Those that write run inside the writer's transaction.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::TryFromIntError, time::Duration};
 
 use farebox_core::{
     Amount, AmountError, Answer, AssetId, AuditEntry, BlockRef, Claim, Claimed, Contest, CredentialDigest,
-    IllegalEvent, InstanceId, LaneKey, Network, Payer, Payment, PaymentEvent, PaymentId, Permit, ProofId,
+    IllegalEvent, InstanceId, LaneKey, Network, PassId, Payer, Payment, PaymentEvent, PaymentId, Permit, ProofId,
     StoredTransaction, Timestamp, TransactionFate, TransactionId,
     ports::{CreditIs, PaymentFilter},
 };
@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// Rows per page when a filter does not say.
-const PAGE_ROWS: u32 = 100;
+pub(crate) const PAGE_ROWS: u32 = 100;
 
 /// The most rows that one call returns; a caller that wants more pages with `before`.
-const ROWS_MAX: u32 = 1_000;
+pub(crate) const ROWS_MAX: u32 = 1_000;
 
 /// Ended answers deleted with each new one: more than one, so that the table shrinks, and few, so that no write waits long.
-const PRUNED_PER_WRITE: u32 = 8;
+pub(crate) const PRUNED_PER_WRITE: u32 = 8;
 
 /// How far a payment's id may lie from its `created_at`; both come from one `now` in practice. Ids have an index, times do not.
 const ID_SLACK: Duration = Duration::from_secs(24 * 60 * 60);
@@ -60,6 +60,18 @@ pub(crate) enum StoreError {
     HashTaken(TransactionId),
     #[error("the id {0} is taken")]
     IdTaken(PaymentId),
+    #[error("the token {0} or its invoice is in the books already, with other contents")]
+    TokenTaken(PassId),
+    #[error("there is no token {0}")]
+    NoToken(PassId),
+    #[error("the token {0} is paid, and its payment is not in the books")]
+    Unbooked(PassId),
+    #[error("{msat} msat are more than there are")]
+    TooMuch {
+        msat: u64,
+        #[source]
+        source: TryFromIntError,
+    },
     #[error("the credits of {payer} could not be summed")]
     CreditSum {
         payer: Payer,
@@ -109,9 +121,7 @@ pub(crate) fn record(
     now: Timestamp,
     answers_until: Timestamp,
 ) -> Result<Payment, StoreError> {
-    let sql = format!("SELECT {PAYMENT_COLUMNS} FROM payments WHERE id = ?1");
-    let found = one(connection, &sql, [id.to_string()], row::payment)?;
-    let mut payment = found.ok_or(StoreError::NoPayment(id))?;
+    let mut payment = payment(connection, id)?;
     let mut decisions = Vec::with_capacity(events.len());
     for event in events {
         let before = payment.state;
@@ -131,7 +141,12 @@ pub(crate) fn record(
     Ok(payment)
 }
 
-fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
+pub(crate) fn payment(connection: &Connection, id: PaymentId) -> Result<Payment, StoreError> {
+    let sql = format!("SELECT {PAYMENT_COLUMNS} FROM payments WHERE id = ?1");
+    one(connection, &sql, [id.to_string()], row::payment)?.ok_or(StoreError::NoPayment(id))
+}
+
+pub(crate) fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO payments ({PAYMENT_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
          ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32) ON CONFLICT (id) DO NOTHING"
@@ -176,7 +191,7 @@ fn insert(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
 }
 
 /// Writes what events and take-overs change; the rest of a row is fixed by its claim.
-fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
+pub(crate) fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
     let sql = "UPDATE payments SET state = ?2, reason = ?3, delivery = ?4, runs = ?5, transaction_id = ?6, \
                block_number = ?7, block_hash = ?8, updated_at = ?9, holder = ?10, lease_until = ?11, \
                reversed = ?12, request = ?13, broken_runs = ?14 WHERE id = ?1";
@@ -197,6 +212,14 @@ fn update(connection: &Connection, payment: &Payment) -> Result<(), StoreError> 
         payment.broken_runs,
     ])?;
     if changed == 1 { Ok(()) } else { Err(StoreError::NoPayment(payment.id)) }
+}
+
+/// Writes what more money changes, beside what [`update`] does.
+pub(crate) fn update_money(connection: &Connection, payment: &Payment) -> Result<(), StoreError> {
+    let sql = "UPDATE payments SET units = ?2, credit = ?3 WHERE id = ?1";
+    let money = params![payment.id.to_string(), payment.amount.units.to_string(), payment.credit.to_string()];
+    connection.prepare_cached(sql)?.execute(money)?;
+    update(connection, payment)
 }
 
 fn keep_answer(connection: &Connection, id: PaymentId, answer: &Answer, until: Timestamp) -> Result<(), StoreError> {

@@ -3,8 +3,8 @@
 use std::{fs, path::Path};
 
 use farebox_core::{
-    AuditLine, Payment, StoredTransaction,
-    ports::{LedgerUnavailable, PaymentFilter, QuoteKey},
+    AuditLine, Payment, StoredTransaction, Token,
+    ports::{LedgerUnavailable, PaymentFilter, QuoteKey, TokenFilter},
 };
 use rusqlite::{Connection, OpenFlags};
 
@@ -12,7 +12,7 @@ use crate::{
     AssetName, AuditFilter, OpenError, audit, bills,
     file::connect,
     query::{self, StoreError},
-    schema,
+    schema, tokens,
 };
 
 /// A view of a ledger that cannot change it. Each call sees all that was committed before it.
@@ -55,6 +55,14 @@ impl SqliteReader {
     /// Unavailable.
     pub fn transactions_of(&self, payment: &Payment) -> Result<Vec<StoredTransaction>, LedgerUnavailable> {
         query::transactions_of(&self.connection, payment.id).map_err(unavailable("list a payment's transactions"))
+    }
+
+    /// As [`farebox_core::ports::TokenBooks::tokens`].
+    ///
+    /// # Errors
+    /// Unavailable.
+    pub fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable> {
+        tokens::list(&self.connection, filter).map_err(unavailable("list tokens"))
     }
 
     /// Lines of the audit log that pass `filter`, in order, at most `limit`.

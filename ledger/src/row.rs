@@ -62,11 +62,11 @@ pub(crate) fn payment(row: &Row<'_>) -> Result<Payment, CorruptRow> {
     let pay_to: Arc<str> = fields.text("pay_to")?.into();
     let transaction = fields.optional::<String>("transaction_id")?.map(TransactionId::new);
     let block = block(&mut fields)?;
-    let valid_until = Timestamp::from_unix_ms(fields.number("valid_until")?);
-    let created_at = Timestamp::from_unix_ms(fields.number("created_at")?);
-    let updated_at = Timestamp::from_unix_ms(fields.number("updated_at")?);
+    let valid_until = fields.time("valid_until")?;
+    let created_at = fields.time("created_at")?;
+    let updated_at = fields.time("updated_at")?;
     let holder = fields.optional::<String>("holder")?.map(InstanceId::new);
-    let lease_until = Timestamp::from_unix_ms(fields.number("lease_until")?);
+    let lease_until = fields.time("lease_until")?;
     let credential: Credential = fields.json("credential")?;
     if credential.rail() != rail {
         return Err(fields.wrong("credential", "it is another rail's"));
@@ -197,7 +197,7 @@ pub(crate) fn transaction(row: &Row<'_>) -> Result<StoredTransaction, CorruptRow
             .map(|id| id.parse().map_err(|e| fields.wrong("payment", e)))
             .transpose()?,
         fate: fields.with("fate", fate_named)?,
-        stored_at: Timestamp::from_unix_ms(fields.number("stored_at")?),
+        stored_at: fields.time("stored_at")?,
     })
 }
 
@@ -205,6 +205,11 @@ pub(crate) fn transaction(row: &Row<'_>) -> Result<StoredTransaction, CorruptRow
 pub(crate) fn answer(row: &Row<'_>) -> Result<Answer, CorruptRow> {
     let mut fields = Fields::of("answers", row);
     fields.text("payment")?;
+    answer_fields(&mut fields)
+}
+
+/// Reads `status, headers, body`.
+pub(crate) fn answer_fields(fields: &mut Fields<'_, '_>) -> Result<Answer, CorruptRow> {
     let status = fields.number("status")?;
     let headers: Vec<(String, HeaderValue)> = fields.json("headers")?;
     let headers = headers.into_iter().map(|(name, value)| AnswerHeader { name, value: value.into_bytes() }).collect();
@@ -293,7 +298,7 @@ impl<'r, 's> Fields<'r, 's> {
         Self { table, row, next: 0 }
     }
 
-    fn wrong(&self, column: &'static str, source: impl Into<Box<dyn Error + Send + Sync>>) -> CorruptRow {
+    pub(crate) fn wrong(&self, column: &'static str, source: impl Into<Box<dyn Error + Send + Sync>>) -> CorruptRow {
         let key = match self.row.get_ref(0) {
             Ok(ValueRef::Integer(number)) => number.to_string(),
             Ok(value) => farebox_core::Untrusted::from_bytes(value.as_bytes().unwrap_or(b"?")).to_string(),
@@ -310,6 +315,10 @@ impl<'r, 's> Fields<'r, 's> {
 
     pub(crate) fn optional<T: FromSql>(&mut self, column: &'static str) -> Result<Option<T>, CorruptRow> {
         self.get(column)
+    }
+
+    pub(crate) fn time(&mut self, column: &'static str) -> Result<Timestamp, CorruptRow> {
+        self.number(column).map(Timestamp::from_unix_ms)
     }
 
     pub(crate) fn optional_time(&mut self, column: &'static str) -> Result<Option<Timestamp>, CorruptRow> {
@@ -348,6 +357,18 @@ impl<'r, 's> Fields<'r, 's> {
         let text = value.as_str().map_err(|error| self.wrong(column, error))?;
         self.next += 1;
         read(text).ok_or_else(|| self.wrong(column, format!("found {}", farebox_core::Untrusted::new(text))))
+    }
+
+    pub(crate) fn optional_with<T>(
+        &mut self,
+        column: &'static str,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, CorruptRow> {
+        if self.row.get_ref(self.next).is_ok_and(|value| value == ValueRef::Null) {
+            self.next += 1;
+            return Ok(None);
+        }
+        self.with(column, read).map(Some)
     }
 
     pub(crate) fn json<T: for<'de> Deserialize<'de>>(&mut self, column: &'static str) -> Result<T, CorruptRow> {

@@ -9,7 +9,7 @@ pub(crate) const APPLICATION_ID: i32 = 0x4641_5245;
 
 /// Each entry brings a file from the version before to its own; the first makes an empty file version 1. Released entries
 /// never change.
-pub(crate) const MIGRATIONS: &[&str] = &[V1, V2];
+pub(crate) const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 /// Times are milliseconds since the Unix epoch, amounts decimal text (SQLite's integers end at 2^63).
 ///
@@ -194,6 +194,83 @@ CREATE TABLE compared (
     network TEXT    NOT NULL PRIMARY KEY,
     below   INTEGER NOT NULL
 ) STRICT;
+";
+
+/// Tokens with what their draws depend on, the draws that are under way, the answers that keyed draws had, and how far the news of nodes were
+/// read.
+///
+/// A draw's row is there as long as the draw is not ended, so that ending it twice ends it once; a call costs it an insertion and a deletion,
+/// and nothing is left behind. `holder` and `lease_until` tell whose draw it is once several gateways share the books.
+const V3: &str = "
+CREATE TABLE tokens (
+    sequence      INTEGER PRIMARY KEY,
+    pass          BLOB    NOT NULL UNIQUE CHECK (length(pass) = 32),
+    payment_hash  BLOB    NOT NULL UNIQUE CHECK (length(payment_hash) = 32),
+    state         TEXT    NOT NULL CHECK (state IN ('open', 'held', 'settled', 'underpaid', 'expired', 'cancelled')),
+    calls         INTEGER CHECK (calls >= 1),
+    time_ms       INTEGER CHECK (time_ms >= 0),
+    used          INTEGER NOT NULL CHECK (used >= 0),
+    broken        INTEGER NOT NULL CHECK (broken >= 0),
+    valid_until   INTEGER NOT NULL,
+    revoked_at    INTEGER,
+    payment       TEXT REFERENCES payments (id),
+    network       TEXT    NOT NULL,
+    received_msat INTEGER NOT NULL CHECK (received_msat >= 0),
+    amount_msat   INTEGER NOT NULL CHECK (amount_msat >= 1),
+    created_at    INTEGER NOT NULL,
+    expires_at    INTEGER NOT NULL,
+    node          TEXT    NOT NULL,
+    route         TEXT    NOT NULL,
+    method        TEXT    NOT NULL,
+    resource      TEXT    NOT NULL,
+    request       TEXT    NOT NULL,
+    root_key      BLOB CHECK (length(root_key) = 32),
+    bolt11        TEXT    NOT NULL,
+    CHECK ((calls IS NULL) <> (time_ms IS NULL)),
+    CHECK ((root_key IS NULL) = (revoked_at IS NOT NULL))
+) STRICT;
+CREATE INDEX tokens_unsettled ON tokens (node, expires_at) WHERE state IN ('open', 'held');
+CREATE INDEX tokens_over ON tokens (expires_at) WHERE state IN ('expired', 'cancelled');
+
+CREATE TABLE draws (
+    token       INTEGER NOT NULL REFERENCES tokens (sequence),
+    draw        BLOB    NOT NULL CHECK (length(draw) = 16),
+    key         TEXT,
+    called_for  BLOB,
+    holder      TEXT    NOT NULL,
+    lease_until INTEGER NOT NULL,
+    PRIMARY KEY (token, draw),
+    CHECK ((key IS NULL) = (called_for IS NULL))
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX draws_key ON draws (token, key) WHERE key IS NOT NULL;
+
+CREATE TABLE draw_answers (
+    sequence   INTEGER PRIMARY KEY,
+    token      INTEGER NOT NULL REFERENCES tokens (sequence),
+    key        TEXT    NOT NULL,
+    called_for BLOB    NOT NULL,
+    status     INTEGER,
+    headers    TEXT,
+    body       BLOB,
+    expires_at INTEGER NOT NULL,
+    UNIQUE (token, key),
+    CHECK ((status IS NULL) = (headers IS NULL) AND (status IS NULL) = (body IS NULL))
+) STRICT;
+CREATE INDEX draw_answers_expiry ON draw_answers (expires_at);
+
+CREATE TABLE news_cursors (
+    node   TEXT NOT NULL PRIMARY KEY,
+    cursor TEXT NOT NULL
+) STRICT;
+
+CREATE VIEW tokens_readable AS
+SELECT lower(hex(t.pass)) AS pass,
+       strftime('%Y-%m-%dT%H:%M:%fZ', t.created_at / 1000.0, 'unixepoch') AS created_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', t.valid_until / 1000.0, 'unixepoch') AS valid_until,
+       t.state, t.used, t.calls, t.time_ms / 1000 AS time_s, t.amount_msat, t.received_msat, t.payment, t.route, t.method, t.resource,
+       t.request, t.node, lower(hex(t.payment_hash)) AS payment_hash, t.bolt11,
+       strftime('%Y-%m-%dT%H:%M:%fZ', t.revoked_at / 1000.0, 'unixepoch') AS revoked_at
+FROM tokens t;
 ";
 
 /// Brings the file to the newest version, all or nothing. Returns the version it had.

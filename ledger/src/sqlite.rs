@@ -19,15 +19,15 @@ use rusqlite::Connection;
 use crate::{
     AssetName, OpenError, audit,
     audit_file::AuditFile,
-    bills,
+    bills, draws,
     file::{Files, connect_writer, take},
     query::{self, StoreError},
     reads::Reads,
-    schema,
+    schema, tokens,
     writer::{Orphan, WriteError, Writer},
 };
 
-/// Ended answers deleted when the ledger is opened; the rest go with later writes.
+/// Ended answers, and unpaid tokens, deleted when the ledger is opened; the rest go with later writes.
 const PRUNED_AT_OPEN: u32 = 10_000;
 
 /// How a ledger is opened.
@@ -49,8 +49,8 @@ pub struct SqliteOptions {
 /// Dropping the ledger waits for the last commit.
 #[derive(Debug)]
 pub struct SqliteLedger {
-    instance: InstanceId,
-    answers_kept_for: Duration,
+    pub(crate) instance: InstanceId,
+    pub(crate) answers_kept_for: Duration,
     writer: Writer,
     reads: Reads,
 }
@@ -83,7 +83,15 @@ impl SqliteLedger {
         if orphans > 0 {
             tracing::info!(payments = orphans, "ended the leases of a process that is gone");
         }
+        let transaction = connection.transaction()?;
+        let draws = draws::return_draws_of_others(&transaction, &options.instance, now).map_err(at_open)?;
+        transaction.commit()?;
+        if draws > 0 {
+            tracing::info!(draws, "returned the calls that a process that is gone had taken from passes");
+        }
         query::prune_answers(&connection, now, PRUNED_AT_OPEN).map_err(at_open)?;
+        draws::prune_answers(&connection, now, PRUNED_AT_OPEN).map_err(at_open)?;
+        tokens::prune_unpaid(&connection, now, PRUNED_AT_OPEN).map_err(at_open)?;
         let reads = Reads::new(exclusive.path.clone());
         let files = Files::of(&exclusive.path)?;
         let copy = options.audit_file.map(|path| AuditFile::start(exclusive.path.clone(), path));
@@ -100,7 +108,7 @@ impl SqliteLedger {
         self.write("name assets", Orphan::Do, move |c| query::name_assets(c, &names)).await
     }
 
-    async fn read<T: Send + 'static>(
+    pub(crate) async fn read<T: Send + 'static>(
         &self,
         operation: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -108,7 +116,7 @@ impl SqliteLedger {
         self.reads.read(work).await.map_err(|error| LedgerUnavailable { operation, source: error.into() })
     }
 
-    async fn write<T: Send + 'static>(
+    pub(crate) async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
         orphan: Orphan,
@@ -118,7 +126,7 @@ impl SqliteLedger {
     }
 
     /// As `write`, for operations that know a definite no.
-    async fn change<T: Send + 'static>(
+    pub(crate) async fn change<T: Send + 'static>(
         &self,
         operation: &'static str,
         orphan: Orphan,
@@ -132,7 +140,7 @@ impl SqliteLedger {
     }
 }
 
-fn at_open(error: StoreError) -> OpenError {
+pub(crate) fn at_open(error: StoreError) -> OpenError {
     match error {
         StoreError::Sqlite(error) => error.into(),
         other => OpenError::Sqlite(rusqlite::Error::ToSqlConversionFailure(other.into())),

@@ -3,12 +3,12 @@
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Answer, Claim, Claimed, Delivery, Finality, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp,
-    TransactionFate, TransactionId,
-    ports::{Ledger as _, PaymentFilter, TransactionStore as _},
+    Answer, Claim, Claimed, Delivery, Drawn, Finality, Grant, InstanceId, LaneKey, PaymentEvent, StoredTransaction,
+    Timestamp, TransactionFate, TransactionId,
+    ports::{Ledger as _, PaymentFilter, TokenBooks as _, TransactionStore as _},
     verify_audit,
 };
-use farebox_testkit::test_claim;
+use farebox_testkit::{test_claim, test_draw, test_token};
 use tempfile::TempDir;
 
 use crate::{AssetName, OpenError, SqliteLedger, SqliteOptions, SqliteReader, schema};
@@ -144,7 +144,7 @@ fn a_newer_schema_is_refused_with_both_versions() {
     drop(open(&folder).unwrap());
     by_hand(&folder).pragma_update(None, "user_version", 99).unwrap();
     for error in [open(&folder).unwrap_err(), SqliteReader::open(&folder.path()).unwrap_err()] {
-        assert!(matches!(error, OpenError::Newer { found: 99, known: 2 }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 99, known: 3 }), "{error}");
     }
     drop(std::fs::remove_file(folder.path()));
     by_hand(&folder).pragma_update(None, "application_id", 0x4641_5245).unwrap();
@@ -287,12 +287,12 @@ fn an_older_schema_is_migrated_whole_or_not_at_all() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     let mut hand = by_hand(&folder);
-    let [v1, v2] = schema::MIGRATIONS else { panic!("another version: test its migration too") };
-    let broken = [v1, v2, "CREATE TABLE extra (x); INSERT INTO nowhere VALUES (1);"];
+    let [v1, v2, v3] = schema::MIGRATIONS else { panic!("another version: test its migration too") };
+    let broken = [v1, v2, v3, "CREATE TABLE extra (x); INSERT INTO nowhere VALUES (1);"];
     assert_eq!(schema::migrate(&mut hand, &broken).unwrap_err().code(), "ledger_sqlite");
     let extra = |hand: &rusqlite::Connection| hand.prepare("SELECT x FROM extra").is_ok();
     assert!(!extra(&hand));
-    assert_eq!(schema::migrate(&mut hand, &[v1, v2, "CREATE TABLE extra (x);"]).unwrap(), 2);
+    assert_eq!(schema::migrate(&mut hand, &[v1, v2, v3, "CREATE TABLE extra (x);"]).unwrap(), 3);
     assert!(extra(&hand));
     drop(hand);
     assert_eq!(open(&folder).unwrap_err().code(), "ledger_newer");
@@ -322,6 +322,26 @@ fn hot_queries_use_an_index() {
         ("SELECT line FROM audit ORDER BY sequence DESC LIMIT 1", "SCAN audit"),
         ("SELECT line FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT 9", "INTEGER PRIMARY KEY"),
         ("SELECT line FROM audit WHERE payment = ?1 ORDER BY sequence", "audit_payment"),
+        ("SELECT used FROM tokens WHERE pass = ?1", "sqlite_autoindex_tokens_1"),
+        ("SELECT used FROM tokens WHERE payment_hash = ?1", "sqlite_autoindex_tokens_2"),
+        ("UPDATE tokens SET used = 2 WHERE sequence = ?1", "INTEGER PRIMARY KEY"),
+        (
+            "SELECT pass FROM tokens WHERE state IN ('open', 'held') AND node = ?1 AND expires_at < ?2 \
+             ORDER BY expires_at, sequence LIMIT 9",
+            "tokens_unsettled",
+        ),
+        (
+            "SELECT sequence FROM tokens WHERE state IN ('expired', 'cancelled') AND expires_at <= ?1 ORDER BY expires_at LIMIT 9",
+            "tokens_over",
+        ),
+        ("DELETE FROM draws WHERE token = ?1 AND draw = ?2", "PRIMARY KEY"),
+        ("SELECT 1 FROM draws WHERE token = ?1", "PRIMARY KEY"),
+        ("SELECT called_for FROM draws WHERE token = ?1 AND key = ?2", "draws_key"),
+        (
+            "SELECT body FROM draw_answers WHERE token = ?1 AND key = ?2 AND expires_at > ?3",
+            "sqlite_autoindex_draw_answers_1",
+        ),
+        ("SELECT sequence FROM draw_answers WHERE expires_at <= ?1 LIMIT 9", "draw_answers_expiry"),
         ("SELECT hash FROM transactions WHERE hash = ?1", "sqlite_autoindex_transactions_1"),
         ("SELECT nonce FROM transactions WHERE lane = ?1 ORDER BY nonce DESC LIMIT 1", "transactions_lane"),
     ] {
@@ -384,6 +404,34 @@ async fn a_ledger_of_version_1_is_migrated_with_all_it_has() {
     assert_eq!(objects(&hand), objects(&by_hand(&fresh)));
     let checks: String = hand.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(checks, "ok");
+}
+
+#[tokio::test]
+async fn a_ledger_of_version_2_is_migrated_and_sells_tokens() {
+    let folder = Folder::new();
+    let mut hand = by_hand(&folder);
+    schema::migrate(&mut hand, &schema::MIGRATIONS[..2]).unwrap();
+    // A payment and its line in the log, as version 2 writes them: the tables of payments and of the log have not changed since.
+    let current = Folder::new();
+    let ledger = open(&current).unwrap();
+    deliver(&ledger, 1, NOW).await;
+    drop(ledger);
+    hand.execute("ATTACH DATABASE ?1 AS current", [current.path().to_str().unwrap()]).unwrap();
+    for table in ["payments", "transactions", "answers", "audit"] {
+        hand.execute_batch(&format!("INSERT INTO {table} SELECT * FROM current.{table}")).unwrap();
+    }
+    drop(hand);
+    assert_eq!(SqliteReader::open(&folder.path()).unwrap_err().code(), "ledger_older");
+    let ledger = open(&folder).unwrap();
+    let payment = ledger.find(sample_claim(1).credential.digest()).await.unwrap().unwrap();
+    assert_eq!(payment.delivery, Delivery::Delivered);
+    assert_eq!(ledger.answer(payment.id, NOW).await.unwrap().unwrap().body.len(), 100);
+    ledger.sell(test_token(1, Grant::default(), NOW)).await.unwrap();
+    let drawn = ledger.draw(test_draw(1, 100, InstanceId::new("a"), NOW)).await.unwrap();
+    assert!(matches!(drawn, Drawn::Granted(_)), "{drawn:?}");
+    assert_eq!(ledger.list(&PaymentFilter::default()).await.unwrap().len(), 2);
+    let log = ledger.audit_lines(0, 10).await.unwrap();
+    assert_eq!(verify_audit(None, log).unwrap().unwrap().sequence, 5);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod clock;
 pub mod conformance;
 mod entropy;
 mod memory;
+mod passes;
 mod payer;
 mod rail;
 mod tokens;
@@ -16,6 +17,7 @@ mod transfers;
 pub use clock::ManualClock;
 pub use entropy::SeededEntropy;
 pub use memory::{Fault, MemoryLedger};
+pub use passes::{TEST_TOKEN_MSAT, test_draw, test_draw_id, test_pass, test_preimage, test_token};
 pub use payer::{
     Purchase, TEST_ASSET_DECIMALS, TestPayer, proof_of, test_asset, test_claim, test_hash, test_network, test_offer,
     test_request, test_transfer_claim, transaction_of,
@@ -37,12 +39,13 @@ mod tests {
     struct InMemory(Mutex<Option<MemoryLedger>>);
 
     impl conformance::Books for InMemory {
-        fn open(&self, instance: InstanceId, kept: Duration, _now: Timestamp) -> Arc<dyn conformance::LedgerStore> {
+        fn open(&self, instance: InstanceId, kept: Duration, now: Timestamp) -> Arc<dyn conformance::LedgerStore> {
             let mut last = self.0.lock();
-            let next = last
-                .as_ref()
-                .map_or_else(|| MemoryLedger::new(instance.clone(), kept), |ledger| ledger.restarted(instance.clone()));
-            *last = Some(next.restarted(instance));
+            let next = last.as_ref().map_or_else(
+                || MemoryLedger::new(instance.clone(), kept),
+                |ledger| ledger.restarted_at(instance.clone(), now),
+            );
+            *last = Some(next.restarted_at(instance, now));
             Arc::new(next)
         }
     }

@@ -67,11 +67,18 @@ impl MemoryLedger {
         Self { instance, answers_kept_for, books: Arc::default(), faults: Mutex::default() }
     }
 
-    /// The same books in the hands of the next process: leases of all others are over, and what they drew is returned.
+    /// As [`Self::restarted_at`], at the time of what happened last.
     #[must_use]
     pub fn restarted(&self, instance: InstanceId) -> Self {
+        let last = self.books.lock().drawn_last();
+        self.restarted_at(instance, last)
+    }
+
+    /// The same books in the hands of the next process: leases of all others are over, and what they drew is returned.
+    #[must_use]
+    pub fn restarted_at(&self, instance: InstanceId, now: Timestamp) -> Self {
         // An entry of the audit log is text and numbers, which always make a line.
-        drop(self.books.lock().return_draws_of_others(&instance));
+        drop(self.books.lock().return_draws_of_others(&instance, now));
         for payment in self.books.lock().payments.values_mut() {
             if payment.holder.as_ref().is_some_and(|h| *h != instance) {
                 payment.lease_until = Timestamp::from_unix_ms(0);

@@ -4,6 +4,8 @@
 mod log_rules;
 mod model;
 mod rules;
+mod token_model;
+mod token_rules;
 mod transfer_rules;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -13,18 +15,19 @@ use farebox_core::{
     CallerId, Claim, Claimed, Credential, Finality, InstanceId, LaneKey, Offer, Payment, PaymentEvent, PaymentId,
     ProofId, RailName, RequestId, RouteId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
     X402Credential,
-    ports::{Ledger, TransactionStore},
+    ports::{Ledger, TokenBooks, TransactionStore},
 };
 
 pub use model::agrees_with_the_model;
 pub use rules::obeys_the_rules;
+pub use token_model::sells_as_the_model_does;
 
 use crate::{Purchase, TestPayer, proof_of, test_asset, test_hash, test_network, test_offer, transaction_of};
 
 /// What the gateway needs of one ledger.
-pub trait LedgerStore: Ledger + TransactionStore {}
+pub trait LedgerStore: Ledger + TransactionStore + TokenBooks {}
 
-impl<T: Ledger + TransactionStore> LedgerStore for T {}
+impl<T: Ledger + TransactionStore + TokenBooks> LedgerStore for T {}
 
 /// A place where books are kept, such as a folder or a schema of a database; empty at first, gone when dropped.
 pub trait Books {
@@ -39,6 +42,7 @@ pub trait Books {
 pub fn passes_everything<B: Books>(fresh: impl Fn() -> B) {
     obeys_the_rules(&fresh);
     agrees_with_the_model(&fresh, 48);
+    sells_as_the_model_does(&fresh, 32);
 }
 
 /// How long the suite's ledgers keep answers.

@@ -9,7 +9,8 @@ use farebox_core::{
 
 use super::{
     ANSWERS_KEPT_FOR, Books, ClaimOf, LEASE, LedgerStore, START, block, delivered, granted, instance, lane, log_rules,
-    offer, payment_id, request_of, route, settled, settled_payment, transaction, transaction_id, transfer_rules,
+    offer, payment_id, request_of, route, settled, settled_payment, token_rules, transaction, transaction_id,
+    transfer_rules,
 };
 use crate::test_network;
 
@@ -35,6 +36,7 @@ pub fn obeys_the_rules<B: Books>(fresh: &impl Fn() -> B) {
         a_restart_keeps_the_books_and_ends_other_leases(&fresh()).await;
         transfer_rules::all(fresh).await;
         log_rules::all(fresh).await;
+        token_rules::all(fresh).await;
     });
 }
 

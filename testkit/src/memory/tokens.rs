@@ -115,13 +115,20 @@ impl MemoryLedger {
 }
 
 impl Books {
+    /// When the newest draw that has not ended was made.
+    pub(super) fn drawn_last(&self) -> Timestamp {
+        let draws = self.tokens.rows.iter().flat_map(|row| row.draws.values());
+        draws.map(|open| open.taken_at).max().unwrap_or(Timestamp::from_unix_ms(0))
+    }
+
     /// Whoever drew them is dead: the calls are their holders' again.
-    pub(super) fn return_draws_of_others(&mut self, me: &InstanceId) -> Result<(), LedgerUnavailable> {
+    pub(super) fn return_draws_of_others(&mut self, me: &InstanceId, now: Timestamp) -> Result<(), LedgerUnavailable> {
         let mut returned = Vec::new();
         for row in &mut self.tokens.rows {
-            let Some(last) = row.draws.values().filter(|d| d.holder != *me).map(|d| d.taken_at).max() else { continue };
             let count = row.take_back(|open| open.holder != *me);
-            returned.push(AuditEntry::returned(&row.token, count, last));
+            if count > 0 {
+                returned.push(AuditEntry::returned(&row.token, count, now));
+            }
         }
         self.append(&returned)
     }
@@ -167,18 +174,19 @@ impl Books {
             |row: &TokenRow| row.token.sold.pass == draw.pass && row.token.sold.invoice.payment_hash == draw.proved;
         let Some(at) = self.tokens.rows.iter().position(fits) else { return Ok(Drawn::Unknown) };
         let row = &mut self.tokens.rows[at];
-        let id_taken = row.token.payment.is_none() && self.payments.contains_key(&draw.payment);
-        if id_taken || row.draws.contains_key(&draw.id) {
-            return Err(unavailable("draw a call", "an id is taken"));
+        if row.token.payment.is_none() && self.payments.contains_key(&draw.payment) {
+            return Err(unavailable("draw a call", "its payment's id is taken"));
         }
         let paid_before = if row.token.payment.is_some() { PaidBefore::Known } else { PaidBefore::Unheard };
         row.token.hear_preimage();
         self.book(at, draw.payment, draw.now)?;
         let row = &mut self.tokens.rows[at];
-        let Some(payment) = row.token.payment else { return Err(unavailable("draw a call", "it has no payment")) };
-        let payment = PassPayment { id: payment, payer: row.token.sold.payer() };
+        // Only a pass that nothing came for has no payment, and it is never granted.
+        let payment = row.token.payment.map(|id| PassPayment { id, payer: row.token.sold.payer() });
+        let payment = payment.ok_or_else(|| unavailable("draw a call", "it has no payment"));
         let mut ruling = row.account().rule(row.key_use(draw), draw.now);
         let mut returned = None;
+        let before = row.clone();
         if ruling == DrawRuling::NoneLeft {
             let count = row.take_back(|open| open.lease_until <= draw.now);
             if count > 0 {
@@ -186,16 +194,20 @@ impl Books {
                 ruling = row.account().rule(row.key_use(draw), draw.now);
             }
         }
-        let granted = |left| DrawPermit::granted(draw.pass, draw.id, payment.clone(), left, paid_before);
+        let permit = |payment, left| DrawPermit::granted(draw.pass, draw.id, payment, left, paid_before);
         let drawn = match ruling {
+            DrawRuling::Take { .. } if row.draws.contains_key(&draw.id) => {
+                *row = before;
+                return Err(unavailable("draw a call", "its id is taken"));
+            }
             DrawRuling::Take { left } => {
                 row.take(draw);
-                Drawn::Granted(granted(left))
+                Drawn::Granted(permit(payment?, left))
             }
-            DrawRuling::Look => Drawn::Granted(granted(None)),
+            DrawRuling::Look => Drawn::Granted(permit(payment?, None)),
             DrawRuling::Replay => {
                 let kept = draw.key.as_ref().and_then(|key| row.kept.get(key));
-                Drawn::Replayed { payment, answer: kept.and_then(|kept| kept.answer.clone()) }
+                Drawn::Replayed { payment: payment?, answer: kept.and_then(|kept| kept.answer.clone()) }
             }
             DrawRuling::NoneLeft if row.draws.is_empty() => Drawn::Spent,
             DrawRuling::NoneLeft => Drawn::Busy,
