@@ -1,11 +1,17 @@
 //! Real Lightning: Bitcoin Core on regtest, lnd nodes on it, and a channel between two of them.
 
+mod aperture;
+mod buyer;
 mod lnd;
+mod nwc;
 mod regtest;
 
 use anyhow::{Context, Result};
 
+pub use aperture::{Aperture, Goods};
+pub use buyer::{Answered, Bought, Buyer, Wanted};
 pub use lnd::{Hash, HoldInvoice, Invoice, InvoiceState, Lnd, Macaroon, Paid, Payment};
+pub use nwc::{NwcWallet, Preimages};
 pub use regtest::{Regtest, RpcLogin};
 
 /// What a channel of [`LightningPair`] holds, in satoshis. Each side starts with half, less fees and reserve.
