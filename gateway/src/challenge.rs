@@ -45,6 +45,7 @@ const PRICE_RETRY_S: u32 = 5;
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static(problem::CONTENT_TYPE);
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const PRIVATE: HeaderValue = HeaderValue::from_static("private");
 const ANY: HeaderValue = HeaderValue::from_static("*");
@@ -100,6 +101,15 @@ pub(crate) struct Desk {
 enum Caller {
     Program,
     Browser,
+    /// gRPC's: it reads no status and no body.
+    Grpc,
+}
+
+/// An answer in its caller's language.
+enum Words {
+    Problem(Vec<u8>),
+    Page(String),
+    Grpc,
 }
 
 impl Desk {
@@ -122,7 +132,11 @@ impl Desk {
             method: inbound.request.method().clone(),
             rail: if transfer { RailName::Transfer } else { RailName::X402 },
             request: None,
-            caller: if browser { Caller::Browser } else { Caller::Program },
+            caller: match browser {
+                _ if l402::is_grpc(headers) => Caller::Grpc,
+                true => Caller::Browser,
+                false => Caller::Program,
+            },
             version: if headers.contains_key(X_PAYMENT) { X402Version::V1 } else { X402Version::V2 },
             wanted_headers: headers
                 .get(ACCESS_CONTROL_REQUEST_HEADERS)
@@ -260,20 +274,18 @@ impl Desk {
             unavailable,
             refusal: refusal.clone(),
         };
-        let transfer = self.transfer_bill();
-        let (content_type, body) = match self.caller {
+        let words = match self.caller {
+            Caller::Grpc => Words::Grpc,
             Caller::Browser => {
-                (HTML, page::html(&challenge, &self.tariff.pricing.price, transfer.as_ref()).into_bytes())
+                Words::Page(page::html(&challenge, &self.tariff.pricing.price, self.transfer_bill().as_ref()))
             }
-            Caller::Program => (PROBLEM_JSON, problem::problem_json(refusal, Some(&challenge), transfer.as_ref())),
+            Caller::Program => {
+                Words::Problem(problem::problem_json(refusal, Some(&challenge), self.transfer_bill().as_ref()))
+            }
         };
-        let mut response = self.respond(refusal, content_type, body, settlement);
-        let headers = response.headers_mut();
+        let mut response = self.respond(refusal, words, challenge.token.as_deref(), settlement);
         if let Some(bill) = encode_payment_required(&challenge).and_then(|bill| HeaderValue::try_from(bill).ok()) {
-            headers.insert(PAYMENT_REQUIRED, bill);
-        }
-        for (name, value) in challenge.token.iter().flat_map(|bill| l402::encode_challenge(bill)) {
-            headers.append(name, value);
+            response.headers_mut().insert(PAYMENT_REQUIRED, bill);
         }
         response
     }
@@ -294,23 +306,37 @@ impl Desk {
 
     /// A refusal without a bill: to pay (again) would be wrong, or no use.
     pub(crate) fn refuse(&self, refusal: &Refusal, settlement: Option<&SettlementResponse>) -> Response<Body> {
-        self.respond(refusal, PROBLEM_JSON, problem::problem_json(refusal, None, None), settlement)
+        let words = match self.caller {
+            Caller::Grpc => Words::Grpc,
+            Caller::Program | Caller::Browser => Words::Problem(problem::problem_json(refusal, None, None)),
+        };
+        self.respond(refusal, words, None, settlement)
     }
 
     fn respond(
         &self,
         refusal: &Refusal,
-        content_type: HeaderValue,
-        body: Vec<u8>,
+        words: Words,
+        token: Option<&TokenBill>,
         settlement: Option<&SettlementResponse>,
     ) -> Response<Body> {
         self.till.counts.refused(self.route, refusal);
-        let mut response = Response::new(Body::full(body));
-        *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let (status, content_type, body) = match words {
+            Words::Problem(json) => (refusal.status, PROBLEM_JSON, Body::full(json)),
+            Words::Page(html) => (refusal.status, HTML, Body::full(html)),
+            Words::Grpc => (200, GRPC, Body::empty()),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
-        headers.reserve(10);
+        headers.reserve(14);
         if content_type == HTML {
             headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CONTENT_SECURITY_POLICY));
+        }
+        if content_type == GRPC {
+            headers.extend(l402::grpc_refusal(refusal, token));
+        } else {
+            headers.extend(token.into_iter().flat_map(l402::encode_challenge));
         }
         headers.insert(CONTENT_TYPE, content_type);
         headers.insert(CACHE_CONTROL, NO_STORE);

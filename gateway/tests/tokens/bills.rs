@@ -4,13 +4,13 @@ use std::sync::atomic::Ordering;
 
 use farebox_core::{
     RailName,
-    ports::{LedgerUnavailable, NoBill},
+    ports::{LedgerUnavailable, NoBill, TokenError},
 };
 use farebox_testkit::BillStep;
 use http::HeaderMap;
 use reqwest::Method;
 
-use crate::kiosk::{Kiosk, Plan, counting, one};
+use crate::kiosk::{Got, Kiosk, Plan, counting, one};
 
 async fn beside_x402() -> Kiosk {
     let plan = Plan::calls(1, "http://127.0.0.1:9");
@@ -145,4 +145,38 @@ async fn a_browser_is_shown_the_page() {
     let page = kiosk.get("/paid/x", &headers).await;
     assert_eq!((page.status, page.lines().len()), (402, 2));
     assert!(page.header("content-type").unwrap().starts_with("text/html"));
+}
+
+/// Aperture's interceptor pays on status 13 (or 2) with `payment required` in its message; trailers alone, in the head of a 200.
+#[tokio::test]
+async fn a_grpc_client_is_answered_in_its_own_language() {
+    let (url, calls) = counting().await;
+    let plan = Plan { rails: vec![RailName::X402, RailName::L402], ..Plan::calls(1, url) };
+    let kiosk = plan.open().await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    let call = |headers: HeaderMap, content_type: &'static str| {
+        let request = client.post(kiosk.gateway.url("/paid/x")).headers(headers);
+        async move {
+            let response = request.header("content-type", content_type).send().await.unwrap();
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
+            Got { status, headers, body: response.text().await.unwrap() }
+        }
+    };
+    let grpc = |got: &Got| (got.status, got.header("grpc-status").unwrap().to_owned(), got.body.clone());
+    for content_type in ["application/grpc", "application/grpc+proto"] {
+        let bill = call(HeaderMap::new(), content_type).await;
+        assert_eq!(grpc(&bill), (200, "13".into(), String::new()));
+        assert_eq!((bill.header("grpc-message"), bill.lines().len()), (Some("payment required"), 2));
+        assert_eq!(bill.header("content-type"), Some("application/grpc"));
+    }
+    let malformed = call(one("authorization".parse().unwrap(), "L402 x"), "application/grpc").await;
+    assert_eq!((grpc(&malformed).1.as_str(), malformed.lines().len()), ("3", 0), "{malformed:?}");
+    kiosk.rail.fail_next_check(TokenError::Unavailable { source: "scripted".into() });
+    let token = kiosk.buy("/paid/x").await;
+    let unknown = call(token.clone(), "application/grpc").await;
+    assert_eq!((grpc(&unknown).1.as_str(), unknown.lines().len()), ("14", 0), "{unknown:?}");
+    let paid = call(token, "application/grpc").await;
+    assert_eq!((paid.status, paid.body.as_str(), paid.header("farebox-pass-remaining")), (200, "ok 1", Some("0")));
+    assert_eq!(call(HeaderMap::new(), "application/json").await.status, 402);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }

@@ -269,3 +269,31 @@ async fn a_caller_who_never_waits_for_the_answer_runs_out_of_calls() {
     kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
     assert_eq!(calls.load(Ordering::SeqCst), 4, "three are forgiven");
 }
+
+#[tokio::test]
+async fn a_switch_of_protocols_is_one_call() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
+    let address = raw_upstream(|tcp| async move {
+        let mut socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_text() {
+                socket.send(message).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let kiosk = Plan::calls(1, format!("http://{address}")).open().await;
+    let token = kiosk.buy("/paid/ws").await;
+    let connect = || {
+        let mut request = format!("ws://{}/paid/ws", kiosk.gateway.address).into_client_request().unwrap();
+        request.headers_mut().extend(token.clone());
+        tokio_tungstenite::connect_async(request)
+    };
+    let (mut socket, head) = connect().await.unwrap();
+    assert_eq!(head.headers()["farebox-pass-remaining"], "0");
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap().into_text().unwrap(), "hello");
+    let refused = connect().await.unwrap_err();
+    assert!(refused.to_string().contains("402"), "{refused}");
+}

@@ -1,6 +1,6 @@
 //! The way of a request that brings a token, with a scripted rail and books that fail on demand.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 mod bills;
 mod calls;
