@@ -1,0 +1,9 @@
+//! Nodes and wallets, against real ones, and against servers that answer as no real one would.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod faults;
+mod lnd;
+mod server;
+mod support;
+mod tls;
