@@ -50,4 +50,15 @@ impl LightningPair {
         seller.wait_for_way_to(payer.node_id()).await?;
         Ok(Self { seller, payer, regtest })
     }
+
+    /// [`Lnd::restart`] of the seller, and waits until either can pay the other again.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn restart_seller(&mut self) -> Result<()> {
+        self.seller.restart().await?;
+        self.payer.connect(&self.seller.peer()).await?;
+        self.payer.wait_for_way_to(self.seller.node_id()).await?;
+        self.seller.wait_for_way_to(self.payer.node_id()).await
+    }
 }

@@ -19,9 +19,8 @@ async fn a_payment_arrives_through_a_channel_that_a_killed_node_takes_up_again()
     let second = pair.seller.invoice(1_000, HOUR).await.unwrap();
     pair.seller.kill_9().unwrap();
     assert!(pair.seller.invoice_state(&second.payment_hash).await.is_err(), "a dead node does not answer");
-    pair.seller.restart().await.unwrap();
+    pair.restart_seller().await.unwrap();
     assert_eq!(pair.seller.invoice_state(&first.payment_hash).await.unwrap(), InvoiceState::Settled);
-    pair.payer.wait_for_way_to(pair.seller.node_id()).await.unwrap();
     pair.payer.pay(&second.bolt11).await.unwrap();
 
     let back = pair.payer.invoice(5_000_000, HOUR).await.unwrap();

@@ -208,9 +208,13 @@ impl Lnd {
     pub async fn connect(&self, peer: &Peer) -> Result<()> {
         let address = json!({ "pubkey": peer.node_id, "host": peer.address });
         let connect = json!({ "addr": address, "perm": false, "timeout": "10" });
-        let (status, text) = self.ask(Method::POST, "/v1/peers", Some(connect)).await?;
-        ensure!(status.is_success() || text.contains("already connected"), "connect to {peer:?}: {text}");
-        Ok(())
+        // Refused for a moment while the end of an older connection is being noticed.
+        let attempt = async || {
+            let (status, text) = self.ask(Method::POST, "/v1/peers", Some(connect.clone())).await?;
+            ensure!(status.is_success() || text.contains("already connected"), "connect to {peer:?}: {text}");
+            Ok(())
+        };
+        self.retried("a connection", attempt).await
     }
 
     /// Opens a channel of `capacity_sat` to `peer`, of which `push_sat` are the peer's from the start, and waits until this side can
@@ -377,21 +381,15 @@ impl Lnd {
         self.process.kill_9()
     }
 
-    /// Starts it again on the same ports and folder, killing it first if it still runs, and waits until it is ready and, where it has
-    /// channels, one of them is active.
+    /// Starts it again on the same ports and folder, killing it first if it still runs, and waits as [`Lnd::start`] does. Its peers
+    /// come back to it within some seconds, or at once when they [`Lnd::connect`].
     ///
     /// # Errors
     /// As [`Lnd::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill_9()?;
         self.process = start(&self.name, self.dir.path(), &self.chain, self.ports)?;
-        self.wait_until_ready().await?;
-        let active = async || {
-            let channels = self.rest(Method::GET, "/v1/channels", None).await?;
-            let all = channels["channels"].as_array().context("a list of channels")?;
-            Ok(all.is_empty() || all.iter().any(|channel| channel["active"] == true))
-        };
-        self.wait_for("a channel to be active again", active).await
+        self.wait_until_ready().await.map(drop)
     }
 
     /// Its public key, once its APIs answer and it is level with the chain.

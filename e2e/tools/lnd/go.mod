@@ -203,7 +203,4 @@ replace github.com/gogo/protobuf => github.com/gogo/protobuf v1.3.2
 
 replace google.golang.org/protobuf => github.com/lightninglabs/protobuf-go-hex-display v1.33.0-hex-display
 
-tool (
-	github.com/lightningnetwork/lnd/cmd/lncli
-	github.com/lightningnetwork/lnd/cmd/lnd
-)
+tool github.com/lightningnetwork/lnd/cmd/lncli
