@@ -8,10 +8,10 @@ use farebox_core::{
     ports::{Ledger as _, PaymentFilter, TokenBooks as _, TransactionStore as _},
     verify_audit,
 };
-use farebox_testkit::{test_claim, test_draw, test_token};
+use farebox_testkit::{test_claim, test_draw, test_pass, test_token};
 use tempfile::TempDir;
 
-use crate::{AssetName, OpenError, SqliteLedger, SqliteOptions, SqliteReader, schema};
+use crate::{AssetName, OpenError, SqliteLedger, SqliteOptions, SqliteReader, revoke_token, schema};
 
 mod audit_file;
 
@@ -136,6 +136,9 @@ fn what_is_no_ledger_is_left_alone() {
     by_hand(&folder).execute_batch("CREATE TABLE notes (text)").unwrap();
     assert_eq!(open(&folder).unwrap_err().code(), "not_a_ledger");
     assert_eq!(SqliteReader::open(&folder.path()).unwrap_err().code(), "not_a_ledger");
+    let before = std::fs::read(folder.path()).unwrap();
+    assert_eq!(revoke_token(&folder.path(), test_pass(1), NOW).unwrap_err().code(), "not_a_ledger");
+    assert_eq!(std::fs::read(folder.path()).unwrap(), before);
 }
 
 #[test]

@@ -1,16 +1,16 @@
 //! How fast claims and look-ups are. Run with `cargo test --release -p farebox-ledger --test speed -- --ignored --nocapture`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test; a panic is how it reports")]
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Answer, AuditLine, BlockRef, InstanceId, LaneKey, PaymentEvent, StoredTransaction, Timestamp, TransactionFate,
-    TransactionId,
-    ports::{Ledger as _, TransactionStore as _},
+    Answer, AuditLine, BlockRef, DrawEnd, Drawn, Grant, InstanceId, LaneKey, PaymentEvent, StoredTransaction,
+    Timestamp, TransactionFate, TransactionId,
+    ports::{Ledger as _, TokenBooks as _, TransactionStore as _},
     verify_audit,
 };
 use farebox_ledger::{AuditFilter, SqliteLedger, SqliteOptions, SqliteReader};
-use farebox_testkit::test_claim;
+use farebox_testkit::{test_claim, test_draw, test_draw_id, test_pass, test_token};
 use tokio::time::Instant;
 
 const NOW: Timestamp = Timestamp::from_unix_s(1_800_000_000);
@@ -90,6 +90,58 @@ async fn whole_payments_per_second() {
         assert_eq!(lines, first * 4);
         println!("audit lines checked: {:.0}/s", lines as f64 / start.elapsed().as_secs_f64());
     }
+}
+
+/// Calls with held tokens: a draw and its end, each durable before the next. Every caller has a pass of many calls; and, to compare, passes that
+/// are sold, paid by their first draw and spent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn calls_of_passes_per_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
+    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
+    let mut first = 1_000;
+    for callers in [1, 16, 64] {
+        let operations = if callers == 1 { OPERATIONS / 20 } else { OPERATIONS };
+        let held = Grant::Calls(NonZeroU32::MAX);
+        for number in 0..callers {
+            ledger.sell(test_token(number, held, NOW)).await.unwrap();
+            call(&ledger, number, first + number).await;
+        }
+        first += callers;
+        let shared = ledger.clone();
+        measure("draw and end, held token", callers, operations, move |number| {
+            let ledger = shared.clone();
+            async move { call(&ledger, number % callers, first + number).await }
+        })
+        .await;
+        first += operations;
+        let shared = ledger.clone();
+        measure("sell, draw and end, one call", callers, operations, move |number| {
+            let ledger = shared.clone();
+            async move {
+                ledger.sell(test_token(first + number, Grant::default(), NOW)).await.unwrap();
+                call(&ledger, first + number, first + number).await;
+            }
+        })
+        .await;
+        first += operations;
+    }
+    let hour = test_token(999, Grant::For(Duration::from_secs(3600)), NOW);
+    ledger.sell(hour).await.unwrap();
+    measure("draw and end, bought time", 64, OPERATIONS, move |number| {
+        let ledger = ledger.clone();
+        async move { call(&ledger, 999, first + number).await }
+    })
+    .await;
+}
+
+async fn call(ledger: &SqliteLedger, token: u64, id: u64) {
+    let drawn = ledger.draw(test_draw(token, id, InstanceId::new("i"), NOW)).await.unwrap();
+    assert!(matches!(drawn, Drawn::Granted(_)), "{drawn:?}");
+    let end = DrawEnd::Delivered { answer: None };
+    ledger.end_draw(test_pass(token), test_draw_id(id), end, NOW).await.unwrap();
 }
 
 async fn pay(ledger: &SqliteLedger, number: u64) {
