@@ -72,7 +72,7 @@ impl Ride for DrawnFare {
         let payment = self.permit.payment();
         let named = Named { payer: &payment.payer, payment: payment.id, request: &self.request };
         let served = match ride::call_upstream(&self.till, &self.upstreams, named, inbound).await {
-            Ok(served) if served.status().as_u16() < 500 => served,
+            Ok(served) if served.status() < 500 => served,
             Ok(_) => return self.give_back(Broken::new(502, "upstream_error", "the upstream failed")).await,
             Err(broken) => return self.give_back(broken).await,
         };

@@ -63,7 +63,7 @@ impl Ride for Fare {
 impl Fare {
     async fn serve_then_charge(&self, inbound: Inbound, caller: &Caller, hold: Hold) -> Response<Body> {
         let served = match self.call(inbound).await {
-            Ok(served) if served.status().as_u16() < 400 => served,
+            Ok(served) if served.status() < 400 => served,
             Ok(uncharged) => {
                 self.release("upstream_error").await;
                 let told = answer::not_charged(self.permit.payment(), "upstream_error");
@@ -91,7 +91,7 @@ impl Fare {
     /// Serves a payment whose money has moved: what the upstream says below 500 is delivered, a failure can be redeemed.
     async fn serve_settled(&self, inbound: Inbound, receipt: Receipt, hold: Hold) -> Response<Body> {
         let served = match self.call(inbound).await {
-            Ok(served) if served.status().as_u16() < 500 => served,
+            Ok(served) if served.status() < 500 => served,
             Ok(_) => return answer::owed(&self.desk, &receipt, "upstream_error".into(), "the upstream failed"),
             Err(broken) => return answer::owed(&self.desk, &receipt, broken.code.into(), &broken.detail),
         };

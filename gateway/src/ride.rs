@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use farebox_core::{Answer, Payer, PaymentId, Refusal, RequestId, Retry};
+use farebox_wire::l402;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -19,6 +20,7 @@ use crate::{
     upstream::{UpstreamBody, Upstreams},
 };
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const PAYER: HeaderName = HeaderName::from_static("farebox-payer");
 
 /// Who waits for the answer; closed once they hung up.
@@ -78,11 +80,13 @@ pub(crate) enum Served {
 }
 
 impl Served {
-    pub(crate) fn status(&self) -> StatusCode {
-        match self {
-            Self::Whole(head, _) => head.status,
-            Self::Streaming(response) => response.status(),
-        }
+    /// Its HTTP status, or of a gRPC answer that is trailers alone the one that it stands for.
+    pub(crate) fn status(&self) -> u16 {
+        let (status, headers) = match self {
+            Self::Whole(head, _) => (head.status, &head.headers),
+            Self::Streaming(response) => (response.status(), response.headers()),
+        };
+        headers.get(GRPC_STATUS).filter(|_| l402::is_grpc(headers)).map_or(status.as_u16(), http_status)
     }
 
     pub(crate) const fn is_whole(&self) -> bool {
@@ -106,6 +110,24 @@ impl Served {
             Self::Whole(head, body) => Response::from_parts(head, Body::full(body)),
             Self::Streaming(response) => response.map(Body::Upstream),
         }
+    }
+}
+
+/// The HTTP status of a gRPC status. Source: `google/rpc/code.proto`.
+fn http_status(grpc: &HeaderValue) -> u16 {
+    match grpc.as_bytes() {
+        b"0" => 200,
+        b"1" => 499,
+        b"3" | b"9" | b"11" => 400,
+        b"4" => 504,
+        b"5" => 404,
+        b"6" | b"10" => 409,
+        b"7" => 403,
+        b"8" => 429,
+        b"12" => 501,
+        b"14" => 503,
+        b"16" => 401,
+        _ => 500,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Listening, handing connections to workers, and ending well.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{
         Arc,
@@ -122,6 +123,14 @@ pub enum BindError {
         /// What is missing.
         missing: &'static str,
     },
+    /// A route sells tokens, and something that this needs is missing.
+    #[error("route {route} sells tokens, which needs {missing}")]
+    Tokens {
+        /// Which route.
+        route: farebox_core::RouteId,
+        /// What is missing.
+        missing: &'static str,
+    },
     /// The books did not answer.
     #[error(transparent)]
     Books(#[from] LedgerUnavailable),
@@ -137,6 +146,7 @@ impl BindError {
             Self::Upstream(error) => error.code(),
             Self::Listen { .. } => "cannot_listen",
             Self::Transfers { .. } => "transfers_incomplete",
+            Self::Tokens { .. } => "tokens_incomplete",
             Self::Books(_) => "ledger_unavailable",
         }
     }
@@ -172,6 +182,7 @@ impl Gateway {
     pub async fn bind(mut config: GatewayConfig, ports: Ports) -> Result<Self, BindError> {
         let routes = RouteTable::new(std::mem::take(&mut config.routes))?;
         check_transfers(&routes, &config, &ports)?;
+        check_tokens(&routes, &ports)?;
         let till = till(&config, ports, Counts::new(routes.routes().len()));
         till.marked.refresh(&*till.ledger).await?;
         let request_defaults = RequestBodyLimits {
@@ -373,6 +384,25 @@ fn check_transfers(routes: &RouteTable, config: &GatewayConfig, ports: &Ports) -
         (Some(_), Some(_), Some(_)) => return Ok(()),
     };
     Err(BindError::Transfers { route: route.id.clone(), missing })
+}
+
+/// Two routes of one name would take each other's tokens, the dear one those of the cheap one.
+fn check_tokens(routes: &RouteTable, ports: &Ports) -> Result<(), BindError> {
+    let mut services = HashSet::new();
+    for route in routes.routes() {
+        let Access::Paid(tariff) = &route.access else { continue };
+        if !tariff.pricing.rails.contains(&RailName::L402) {
+            continue;
+        }
+        let missing = match (&ports.tokens, &tariff.pricing.token) {
+            (None, _) => "a rail that makes invoices",
+            (_, None) => "to know what an invoice buys",
+            (Some(_), Some(terms)) if !services.insert(terms.service.clone()) => "a service name of its own",
+            (Some(_), Some(_)) => continue,
+        };
+        return Err(BindError::Tokens { route: route.id.clone(), missing });
+    }
+    Ok(())
 }
 
 fn till(config: &GatewayConfig, ports: Ports, counts: Counts) -> Till {

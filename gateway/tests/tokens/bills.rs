@@ -1,16 +1,20 @@
 //! The 402 of a route that sells tokens, and what it says while there is no invoice to be had.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use farebox_core::{
-    RailName,
+    Access, RailName,
     ports::{LedgerUnavailable, NoBill, TokenError},
 };
+use farebox_gateway::{Gateway, GatewayConfig, Ports, Tokens};
 use farebox_testkit::BillStep;
 use http::HeaderMap;
 use reqwest::Method;
 
-use crate::kiosk::{Got, Kiosk, Plan, counting, one};
+use crate::{
+    kiosk::{Got, Kiosk, Plan, counting, one},
+    support,
+};
 
 async fn beside_x402() -> Kiosk {
     let plan = Plan::calls(1, "http://127.0.0.1:9");
@@ -70,6 +74,34 @@ async fn neither_head_nor_options_costs_an_invoice_or_a_call() {
         assert_eq!(kiosk.rail.asked(), asked);
     }
     assert_eq!((calls.load(Ordering::SeqCst), kiosk.ledger.payments().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_client_that_claims_another_address_is_the_same_client() {
+    let kiosk = Plan::calls(1, "http://127.0.0.1:9").open().await;
+    for claimed in ["1.2.3.4", "5.6.7.8"] {
+        assert_eq!(kiosk.get("/paid/x", &one("x-forwarded-for".parse().unwrap(), claimed)).await.status, 402);
+        assert_eq!(
+            kiosk.get("/paid/x", &one("forwarded".parse().unwrap(), &format!("for={claimed}"))).await.status,
+            402
+        );
+    }
+    assert_eq!(kiosk.rail.invoices(), 1);
+}
+
+#[tokio::test]
+async fn a_gateway_that_could_not_sell_what_it_offers_does_not_start() {
+    let kiosk = Plan::calls(1, "http://127.0.0.1:9").open().await;
+    let paid = |matches: &str| farebox_gateway::Route {
+        access: Access::Paid(kiosk.tariff.clone()),
+        ..support::route(matches, "http://127.0.0.1:9")
+    };
+    let config = |routes| GatewayConfig { routes, ..support::config(&[]) };
+    let tokens = Some(Tokens { rail: Arc::new(kiosk.rail.clone()), books: kiosk.ledger.clone() });
+    for (routes, tokens) in [(vec![paid("GET /a")], None), (vec![paid("GET /a"), paid("GET /b")], tokens)] {
+        let bound = Gateway::bind(config(routes), Ports { tokens, ..support::ports() }).await;
+        assert_eq!(bound.map(drop).unwrap_err().code(), "tokens_incomplete");
+    }
 }
 
 fn no_bills() -> [(BillStep, u16, &'static str); 4] {

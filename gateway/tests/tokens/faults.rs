@@ -41,6 +41,7 @@ async fn an_upstream_that_fails_for_long_costs_no_call() {
         "",
         "HTTP/1.1 200 ok\r\ncontent-length: 10\r\n\r\nhalf",
         "nonsense\r\n\r\n",
+        "HTTP/1.1 200 ok\r\ncontent-type: application/grpc\r\ngrpc-status: 14\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 500 no\r\ncontent-length: 4\r\n\r\noops",
     ];
     let (url, calls) = failing(broken.clone()).await;
