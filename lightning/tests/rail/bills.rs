@@ -359,12 +359,11 @@ async fn wallets_are_told_what_is_bought_and_never_the_query() {
 async fn a_held_or_cancelled_bill_is_not_shown_again() {
     for news in [InvoiceNews::Held, InvoiceNews::Cancelled] {
         let shop = Shop::open();
-        let following = tokio::spawn(shop.rail.clone().follow());
+        let _following = crate::news::Following::of(&shop.rail);
         let first = shop.bill(&route()).await;
         shop.node.happen(first.invoice.payment_hash, news);
         crate::news::until(|| shop.in_books(first.pass).state != InvoiceState::Open).await;
         let second = shop.bill(&route()).await;
         assert_ne!(second, first, "{news:?}");
-        following.abort();
     }
 }

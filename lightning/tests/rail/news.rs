@@ -6,6 +6,7 @@ use farebox_core::{
     BitcoinNetwork, Delivery, InvoiceNews, InvoiceState, PaymentHash,
     ports::{Clock as _, InvoiceStatus, NewsCursor, TokenBill, TokenBooks as _},
 };
+use farebox_lightning::L402;
 use farebox_testkit::Fault;
 use proptest::prelude::*;
 use tokio::task::JoinHandle;
@@ -22,11 +23,11 @@ fn route() -> Route {
 }
 
 /// Runs the follower until it is dropped.
-struct Following(JoinHandle<()>);
+pub(crate) struct Following(JoinHandle<()>);
 
 impl Following {
-    fn of(shop: &Shop) -> Self {
-        Self(tokio::spawn(shop.rail.clone().follow()))
+    pub(crate) fn of(rail: &Arc<L402>) -> Self {
+        Self(tokio::spawn(rail.clone().follow()))
     }
 }
 
@@ -76,7 +77,7 @@ async fn cursor(shop: &Shop) -> Option<NewsCursor> {
 #[tokio::test(start_paused = true)]
 async fn a_paid_invoice_is_learnt_without_anybody_showing_its_token() {
     let shop = Shop::open();
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     let bill = shop.bill(&route()).await;
     shop.node.pay(&bill.invoice);
     until(|| shop.payment(bill.pass).is_some()).await;
@@ -88,7 +89,7 @@ async fn a_paid_invoice_is_learnt_without_anybody_showing_its_token() {
 #[tokio::test(start_paused = true)]
 async fn over_and_underpaid_invoices_end_in_the_books() {
     let shop = Shop::open();
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     let [over, under] = open_bills(&shop).await;
     shop.node.happen(over.invoice.payment_hash, InvoiceNews::Settled { received_msat: 15_000 });
     shop.node.happen(under.invoice.payment_hash, InvoiceNews::Settled { received_msat: 1 });
@@ -103,13 +104,13 @@ async fn over_and_underpaid_invoices_end_in_the_books() {
 async fn what_happened_while_the_gateway_was_down_is_learnt() {
     let shop = Shop::open();
     let [before, meanwhile] = open_bills(&shop).await;
-    let following = Following::of(&shop);
+    let following = Following::of(&shop.rail);
     shop.node.pay(&before.invoice);
     until(|| shop.payment(before.pass).is_some()).await;
     drop(following);
     shop.node.pay(&meanwhile.invoice);
     let next = shop.restarted();
-    let _following = Following::of(&next);
+    let _following = Following::of(&next.rail);
     until(|| next.payment(meanwhile.pass).is_some()).await;
     assert_eq!(cursor(&next).await, Some(NewsCursor("2".to_owned())));
     assert!(shop.node.reads().iter().skip(1).all(|read| read.as_deref() != Some("0")));
@@ -120,7 +121,7 @@ async fn what_happened_while_the_gateway_was_down_is_learnt() {
 async fn what_happened_while_the_node_was_away_is_learnt() {
     let shop = Shop::open();
     let [bill] = open_bills(&shop).await;
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     until(|| !shop.node.reads().is_empty()).await;
     shop.node.go_down();
     until(|| shop.rail.node_trouble().is_some()).await;
@@ -140,7 +141,7 @@ async fn a_node_that_hangs_is_asked_again() {
     let shop = Shop::open();
     let [bill] = open_bills(&shop).await;
     shop.node.tell(Tell::Hang);
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     until(|| shop.rail.node_trouble().is_some()).await;
     shop.node.tell(Tell::Once);
     shop.node.pay(&bill.invoice);
@@ -155,7 +156,7 @@ async fn news_that_are_told_for_ever_change_nothing_and_keep_nobody_busy() {
         shop.node.tell(tell);
         shop.node.pay(&one.invoice);
         shop.node.happen(two.invoice.payment_hash, InvoiceNews::Settled { received_msat: 11_000 });
-        let _following = Following::of(&shop);
+        let _following = Following::of(&shop.rail);
         until(|| shop.payment(two.pass).is_some()).await;
         let (payments, lines, reads) = (shop.books.payments(), shop.books.audit_log(), shop.node.reads().len());
         tokio::time::sleep(60 * S).await;
@@ -170,7 +171,7 @@ async fn news_of_invoices_that_are_not_ours_are_passed_over() {
     let shop = Shop::open();
     let [bill] = open_bills(&shop).await;
     shop.node.happen(PaymentHash([9; 32]), InvoiceNews::Settled { received_msat: 1 });
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     until(|| !shop.node.reads().is_empty()).await;
     tokio::time::sleep(5 * S).await;
     assert_eq!((shop.books.payments(), cursor(&shop).await), (vec![], Some(NewsCursor("1".to_owned()))));
@@ -184,7 +185,7 @@ async fn more_news_than_fit_into_one_commit_are_all_noted() {
     for bill in &bills {
         shop.node.pay(&bill.invoice);
     }
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     until(|| shop.books.payments().len() == 1_001).await;
     until(|| bills.iter().all(|bill| state(&shop, bill) == InvoiceState::Settled)).await;
 }
@@ -197,7 +198,7 @@ async fn news_that_the_books_did_not_take_are_read_again() {
             let [bill] = open_bills(&shop).await;
             shop.node.pay(&bill.invoice);
             shop.books.plan(nth, fault);
-            let _following = Following::of(&shop);
+            let _following = Following::of(&shop.rail);
             until(|| shop.payment(bill.pass).is_some()).await;
             tokio::time::sleep(120 * S).await;
             assert_eq!((shop.books.payments().len(), cursor(&shop).await), (1, Some(NewsCursor("1".to_owned()))));
@@ -218,7 +219,7 @@ async fn invoices_whose_time_is_over_are_asked_for() {
     ] {
         shop.node.become_quietly(bill.invoice.payment_hash, InvoiceStatus::News(news));
     }
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     tokio::time::sleep(90 * S).await;
     assert_eq!(shop.node.looks(), 0, "their time is not over");
     shop.clock.advance(640 * S);
@@ -244,7 +245,7 @@ async fn an_invoice_that_the_node_denies_is_over_and_late_money_counts_all_the_s
     let shop = Shop::open();
     let [bill] = open_bills(&shop).await;
     shop.node.look(Look::Deny);
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     shop.clock.advance(640 * S);
     until(|| state(&shop, &bill) == InvoiceState::Expired).await;
     shop.node.pay(&bill.invoice);
@@ -264,7 +265,7 @@ async fn invoices_that_do_not_end_do_not_keep_others_from_ending() {
         shop.node.become_quietly(bill.invoice.payment_hash, InvoiceStatus::News(InvoiceNews::Expired));
     }
     shop.clock.advance(700 * S);
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     until(|| over.iter().all(|bill| state(&shop, bill) == InvoiceState::Expired)).await;
     assert!(held.iter().all(|bill| state(&shop, bill) == InvoiceState::Held));
 }
@@ -278,7 +279,7 @@ async fn a_sweep_that_is_refused_or_cut_short_goes_on() {
     }
     shop.clock.advance(700 * S);
     shop.node.look(Look::Refuse);
-    let _following = Following::of(&shop);
+    let _following = Following::of(&shop.rail);
     until(|| shop.node.looks() >= 2).await;
     assert_eq!(state(&shop, &one), InvoiceState::Open);
     shop.node.look(Look::Hang);
@@ -292,14 +293,14 @@ async fn a_sweep_that_is_refused_or_cut_short_goes_on() {
 async fn another_nodes_news_are_read_from_their_beginning() {
     let shop = Shop::open();
     let [bill] = open_bills(&shop).await;
-    let following = Following::of(&shop);
+    let following = Following::of(&shop.rail);
     shop.node.pay(&bill.invoice);
     until(|| shop.payment(bill.pass).is_some()).await;
     drop(following);
     shop.node.become_another("03", BitcoinNetwork::Regtest);
     let next = shop.restarted();
     let before = shop.node.reads().len();
-    let _following = Following::of(&next);
+    let _following = Following::of(&next.rail);
     until(|| shop.node.reads().len() > before).await;
     assert_eq!(shop.node.reads()[before], None);
     assert_eq!(next.books.payments().len(), 1);
@@ -361,7 +362,7 @@ async fn the_end_of(events: Vec<Event>) {
     let bills: [Arc<TokenBill>; 4] = open_bills(&shop).await;
     let mut received = [0u64; 4];
     let mut ended = [false; 4];
-    let mut following = Following::of(&shop);
+    let mut following = Following::of(&shop.rail);
     for event in events {
         match event {
             Event::News(bill, news) | Event::Quietly(bill, news) => {
@@ -384,7 +385,7 @@ async fn the_end_of(events: Vec<Event>) {
             Event::Restart => {
                 drop(following);
                 shop = shop.restarted();
-                following = Following::of(&shop);
+                following = Following::of(&shop.rail);
             }
             Event::Down => shop.node.go_down(),
             Event::Up => shop.node.come_up(),

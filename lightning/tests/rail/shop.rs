@@ -7,8 +7,8 @@ use farebox_core::{
     BitcoinNetwork, Decimal, Draw, DrawId, Drawn, FeeTerms, Grant, InstanceId, L402Token, Macaroon, Offer, PassId,
     Payment, PaymentId, Price, RequestId, RouteId, Timestamp, Token, TokenScope, TokenTerms,
     ports::{
-        BillAsk, BoxError, Clock as _, DollarRates, HeldToken, NoBill, Offering as _, TokenBill, TokenBooks as _,
-        TokenError, TokenRail as _, TokenRequest,
+        BillAsk, BoxError, Clock as _, DollarRates, HeldToken, LightningNode, NoBill, Offering as _, TokenBill,
+        TokenBooks as _, TokenError, TokenRail as _, TokenRequest,
     },
 };
 use farebox_lightning::{L402, L402Config, L402Parts, PaidBy};
@@ -21,9 +21,9 @@ pub(crate) const START: Timestamp = Timestamp::from_unix_s(1_900_000_000);
 pub(crate) const BUYER: &str = "192.0.2.7";
 
 /// One process of a gateway, as far as L402 goes.
-pub(crate) struct Shop {
+pub(crate) struct Shop<N = ScriptedNode> {
     pub(crate) rail: Arc<L402>,
-    pub(crate) node: Arc<ScriptedNode>,
+    pub(crate) node: Arc<N>,
     pub(crate) books: Arc<MemoryLedger>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) config: L402Config,
@@ -91,7 +91,27 @@ impl Shop {
         Self::of(config, Arc::default(), Arc::new(books), Arc::new(ManualClock::at(START)))
     }
 
-    fn of(config: L402Config, node: Arc<ScriptedNode>, books: Arc<MemoryLedger>, clock: Arc<ManualClock>) -> Self {
+    /// The next process, with the same books and node.
+    pub(crate) fn restarted(&self) -> Self {
+        self.clock.advance(Duration::from_millis(1));
+        let books = self.books.restarted(InstanceId::new(format!("at {}", self.clock.now().unix_ms())));
+        Self::of(self.config.clone(), self.node.clone(), Arc::new(books), self.clock.clone())
+    }
+
+    /// Pays a bill and gives the token.
+    pub(crate) fn buy(&self, bill: &TokenBill) -> L402Token {
+        L402Token { macaroon: macaroon(bill), preimage: self.node.pay(&bill.invoice) }
+    }
+
+    /// A paid token of the route.
+    pub(crate) async fn token(&self, route: &Route) -> L402Token {
+        let bill = self.bill(route).await;
+        self.buy(&bill)
+    }
+}
+
+impl<N: LightningNode + 'static> Shop<N> {
+    pub(crate) fn of(config: L402Config, node: Arc<N>, books: Arc<MemoryLedger>, clock: Arc<ManualClock>) -> Self {
         let parts = L402Parts {
             node: node.clone(),
             books: books.clone(),
@@ -101,13 +121,6 @@ impl Shop {
         };
         let rail = L402::new(config.clone(), parts).unwrap();
         Self { rail, node, books, clock, config }
-    }
-
-    /// The next process, with the same books and node.
-    pub(crate) fn restarted(&self) -> Self {
-        self.clock.advance(Duration::from_millis(1));
-        let books = self.books.restarted(InstanceId::new(format!("at {}", self.clock.now().unix_ms())));
-        Self::of(self.config.clone(), self.node.clone(), Arc::new(books), self.clock.clone())
     }
 
     pub(crate) fn offer(&self, price: &Price) -> Offer {
@@ -132,17 +145,6 @@ impl Shop {
 
     pub(crate) async fn bill(&self, route: &Route) -> Arc<TokenBill> {
         self.ask(BUYER, route, "/x").await.unwrap()
-    }
-
-    /// Pays a bill and gives the token.
-    pub(crate) fn buy(&self, bill: &TokenBill) -> L402Token {
-        L402Token { macaroon: macaroon(bill), preimage: self.node.pay(&bill.invoice) }
-    }
-
-    /// A paid token of the route.
-    pub(crate) async fn token(&self, route: &Route) -> L402Token {
-        let bill = self.bill(route).await;
-        self.buy(&bill)
     }
 
     pub(crate) async fn check(&self, token: &L402Token, route: &Route) -> Result<HeldToken, TokenError> {
