@@ -8,10 +8,12 @@ mod demo;
 #[cfg(test)]
 pub(crate) mod help;
 mod init;
+mod listing;
 mod pay;
 mod payments;
 mod price;
 mod serve;
+mod tokens;
 
 use std::{
     io::{self, Write as _},
@@ -60,6 +62,8 @@ enum Command {
     Price(price::Args),
     /// List or export the payments in the ledger
     Payments(payments::PaymentsArgs),
+    /// List, show or revoke the L402 tokens that were sold
+    Tokens(tokens::TokensArgs),
     /// Check or export the audit log: every decision that moved or refused money
     Audit(audit::AuditArgs),
     /// Request a URL and pay for it if it asks to be paid
@@ -83,6 +87,10 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Payments(args) => {
             let ledger = config::load(&globals.config)?.ledger;
             payments::run(args, &ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Tokens(args) => {
+            let ledger = config::load(&globals.config)?.ledger;
+            tokens::run(args, &ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
         }
         Command::Audit(args) => {
             let ledger = || Ok(config::load(&globals.config)?.ledger);

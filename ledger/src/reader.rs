@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use farebox_core::{
-    AuditLine, Payment, StoredTransaction, Token,
+    AuditLine, PassId, Payment, StoredTransaction, Token,
     ports::{LedgerUnavailable, PaymentFilter, QuoteKey, TokenFilter},
 };
 use rusqlite::{Connection, OpenFlags};
@@ -63,6 +63,14 @@ impl SqliteReader {
     /// Unavailable.
     pub fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable> {
         tokens::list(&self.connection, filter).map_err(unavailable("list tokens"))
+    }
+
+    /// Tokens whose pass lies between these two, both included, in the order of passes; at most `limit`.
+    ///
+    /// # Errors
+    /// Unavailable.
+    pub fn tokens_between(&self, first: PassId, last: PassId, limit: u32) -> Result<Vec<Token>, LedgerUnavailable> {
+        tokens::between(&self.connection, first, last, limit).map_err(unavailable("look a token up"))
     }
 
     /// Lines of the audit log that pass `filter`, in order, at most `limit`.

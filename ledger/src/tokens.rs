@@ -263,6 +263,17 @@ pub(crate) fn list(connection: &Connection, filter: &TokenFilter) -> Result<Vec<
     Ok(found.into_iter().map(|stored| stored.token).collect())
 }
 
+pub(crate) fn between(
+    connection: &Connection,
+    first: PassId,
+    last: PassId,
+    limit: u32,
+) -> Result<Vec<Token>, StoreError> {
+    let sql = format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE pass BETWEEN ?1 AND ?2 ORDER BY pass LIMIT ?3");
+    let found = many(connection, &sql, params![first.0, last.0, limit], stored)?;
+    Ok(found.into_iter().map(|stored| stored.token).collect())
+}
+
 /// Deletes a token's root key. Every draw asks the row, so that it takes effect at once, whoever writes it.
 pub(crate) fn revoke(connection: &Connection, pass: PassId, now: Timestamp) -> Result<Option<Token>, StoreError> {
     let Some(StoredToken { sequence, mut token, .. }) = token(connection, pass)? else { return Ok(None) };

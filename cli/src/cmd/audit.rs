@@ -11,7 +11,7 @@ use farebox_core::{AuditLine, PaymentId, Timestamp, verify_audit};
 use farebox_ledger::{AuditFilter, SqliteReader};
 use serde::Deserialize;
 
-use super::payments::parse_time;
+use super::listing::parse_time;
 
 /// Lines read at a time, each time in a read transaction of its own: a long check must not hold back the gateway's log.
 const PAGE_LINES: u32 = 1_000;

@@ -2,26 +2,24 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io::{self, IsTerminal as _, Write},
     path::Path,
 };
 
-use anyhow::{Context as _, bail};
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
+use anyhow::Context as _;
+use comfy_table::{CellAlignment, ColumnConstraint, Table};
 use farebox_core::{
     AssetId, Decimal, Delivery, Network, Payment, PaymentId, PaymentState, RouteId, Timestamp, TransactionId,
-    Untrusted,
     ports::{CreditIs, PaymentFilter},
 };
-use farebox_ledger::{AssetName, SqliteReader};
+use farebox_ledger::SqliteReader;
 use serde::Serialize;
 
-/// Rows read at a time, each time in a read transaction of its own: a long export must not hold back the gateway's log.
-const PAGE_ROWS: u32 = 500;
-
-/// Rows of a table unless `--limit` says otherwise; exports have no limit.
-const TABLE_ROWS: u64 = 50;
+use super::listing::{
+    Names, PAGE_ROWS, Shown, TABLE_ROWS, each, in_tokens, iso, name_of, network_name, no_formula, parse_network,
+    parse_time, printable, shortened, table_of, terminal_width, whole,
+};
 
 /// List payments, newest first, or export them.
 ///
@@ -37,13 +35,13 @@ pub(crate) struct PaymentsArgs {
     /// Only for this route, by its id
     #[arg(long)]
     route: Option<String>,
-    /// Only by this payer: an address or a CAIP-10 account
+    /// Only by this payer: an address or a CAIP-10 account; of Lightning the pass that `farebox tokens` lists
     #[arg(long)]
     payer: Option<String>,
-    /// Only on this network, such as eip155:8453
-    #[arg(long)]
+    /// Only on this network, such as eip155:8453 or bitcoin
+    #[arg(long, value_parser = parse_network)]
     network: Option<Network>,
-    /// Only settled by this transaction
+    /// Only settled by this transaction; of Lightning the payment hash
     #[arg(long, value_name = "HASH")]
     tx: Option<String>,
     /// Only with credit that is owed to the payer: what came late, or over the price
@@ -80,10 +78,6 @@ pub(crate) fn run(args: PaymentsArgs, ledger_path: &Path, now: Timestamp) -> any
     Ok(())
 }
 
-fn terminal_width() -> Option<u16> {
-    terminal_size::terminal_size().map(|(terminal_size::Width(columns), _)| columns)
-}
-
 fn print(
     args: &PaymentsArgs,
     reader: &SqliteReader,
@@ -100,8 +94,6 @@ fn print(
         _ => print_table(pages, args.limit.unwrap_or(TABLE_ROWS), &names, width, out),
     }
 }
-
-type Names = HashMap<AssetId, AssetName>;
 
 fn filter(args: &PaymentsArgs, now: Timestamp) -> anyhow::Result<PaymentFilter> {
     let time = |text: &Option<String>| text.as_deref().map(|text| parse_time(text, now)).transpose();
@@ -126,73 +118,21 @@ fn parse_state(text: &str) -> Result<PaymentState, String> {
     found.ok_or_else(|| format!("expected one of {}", known.join(", ")))
 }
 
-/// A date, a time with its offset, or an age such as `24h`.
-pub(super) fn parse_time(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
-    if let Some(age) = parse_age(text) {
-        return Ok(now.minus(age));
-    }
-    let midnight = text.parse::<jiff::civil::Date>().ok().and_then(|date| format!("{date}T00:00:00Z").parse().ok());
-    let time: jiff::Timestamp = match midnight {
-        Some(time) if text.len() == "2026-11-23".len() => time,
-        _ => text.parse().with_context(|| {
-            format!(
-                "expected a date (2026-11-23), a time with its offset (2026-11-23T20:00:00Z) or an age (24h), found {}",
-                Untrusted::new(text)
-            )
-        })?,
-    };
-    match u64::try_from(time.as_millisecond()) {
-        Ok(ms) => Ok(Timestamp::from_unix_ms(ms)),
-        Err(_) => bail!("{} lies before 1970", Untrusted::new(text)),
-    }
-}
-
-fn parse_age(text: &str) -> Option<std::time::Duration> {
-    let unit = text.chars().next_back()?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 60 * 60,
-        'd' => 24 * 60 * 60,
-        'w' => 7 * 24 * 60 * 60,
-        _ => return None,
-    };
-    let count: u64 = text.strip_suffix(unit)?.parse().ok()?;
-    Some(std::time::Duration::from_secs(count.checked_mul(seconds)?))
-}
-
 /// The matching payments, a page at a time.
 struct Pages<'r> {
     reader: &'r SqliteReader,
     filter: PaymentFilter,
 }
 
-/// Whether a limit left something out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
-    All,
-    Newest,
-}
-
 impl Pages<'_> {
     /// Hands over at most `limit` payments, newest first; 0 means all.
-    fn each(mut self, limit: u64, mut take: impl FnMut(&Payment) -> anyhow::Result<()>) -> anyhow::Result<Shown> {
-        let mut left = if limit == 0 { u64::MAX } else { limit };
+    fn each(mut self, limit: u64, take: impl FnMut(&Payment) -> anyhow::Result<()>) -> anyhow::Result<Shown> {
         self.filter.limit = PAGE_ROWS;
-        loop {
-            let page = self.reader.list(&self.filter)?;
-            for payment in &page {
-                if left == 0 {
-                    return Ok(Shown::Newest);
-                }
-                left -= 1;
-                take(payment)?;
-            }
-            match page.last() {
-                Some(last) if page.len() == PAGE_ROWS as usize => self.filter.before = Some(last.id),
-                _ => return Ok(Shown::All),
-            }
-        }
+        let page = |last: Option<&Payment>| {
+            self.filter.before = last.map(|payment| payment.id);
+            self.reader.list(&self.filter)
+        };
+        each(limit, page, take)
     }
 }
 
@@ -231,8 +171,8 @@ struct Entry<'p> {
 impl<'p> Entry<'p> {
     /// `text` is applied to all text that is not of our own making.
     fn new(payment: &'p Payment, names: &'p Names, text: fn(&str) -> Cow<'_, str>) -> anyhow::Result<Self> {
-        let name = names.get(&payment.amount.asset);
-        let tokens = |units| name.map(|name| Decimal::from_units(units, name.decimals).to_string());
+        let name = name_of(&payment.amount.asset, names);
+        let tokens = |units| name.map(|(_, decimals)| Decimal::from_units(units, decimals).to_string());
         Ok(Self {
             id: payment.id.to_string(),
             created_at: iso(payment.created_at)?,
@@ -247,7 +187,7 @@ impl<'p> Entry<'p> {
             payer: text(payment.payer.as_str()),
             pay_to: text(&payment.pay_to),
             amount: tokens(payment.amount.units),
-            symbol: name.map(|name| text(&name.symbol)),
+            symbol: name.map(|(symbol, _)| text(symbol)),
             units: payment.amount.units.to_string(),
             asset: payment.amount.asset.to_string(),
             network: text(payment.amount.asset.network().as_str()),
@@ -307,15 +247,6 @@ const CSV_COLUMNS: [&str; 24] = [
     "request",
 ];
 
-/// A spreadsheet runs a cell that begins with one of these as a formula, even quoted. Source: OWASP, "CSV Injection".
-fn no_formula(text: &str) -> Cow<'_, str> {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
-        Cow::Owned(format!("'{text}"))
-    } else {
-        Cow::Borrowed(text)
-    }
-}
-
 fn print_table(
     pages: Pages<'_>,
     limit: u64,
@@ -339,7 +270,7 @@ fn print_table(
             shorten(account.rsplit(':').next().unwrap_or(account)),
             in_tokens(payment.amount.units),
             if payment.credit > 0 { in_tokens(payment.credit) } else { String::new() },
-            payment.amount.asset.network().to_string(),
+            network_name(payment.amount.asset.network()),
             payment.transaction.as_ref().map(|hash| shorten(hash.as_str())).unwrap_or_default(),
             state(payment),
             delivery(payment).to_owned(),
@@ -390,15 +321,6 @@ fn state(payment: &Payment) -> String {
     }
 }
 
-fn table_of(width: Option<u16>) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    if let Some(columns) = width {
-        table.set_width(columns);
-    }
-    table
-}
-
 /// Sums by asset and state, exact, what is earned apart from what is the payers' credit: together they are what came.
 /// `None` is a sum that 128 bits cannot hold.
 #[derive(Default)]
@@ -441,17 +363,9 @@ impl Sums {
                 Part::Price => (*state).to_owned(),
                 Part::Credit => format!("{state}, credit"),
             };
-            table.add_row([sum, count.to_string(), state, asset.network().to_string()].map(|c| printable(&c)));
+            table.add_row([sum, count.to_string(), state, network_name(asset.network())].map(|c| printable(&c)));
         }
         table
-    }
-}
-
-/// `0.01 USDC`, or units and the asset's whole name if nobody told the ledger its decimals.
-fn in_tokens(units: u128, asset: &AssetId, names: &Names) -> String {
-    match names.get(asset) {
-        Some(name) => format!("{} {}", Decimal::from_units(units, name.decimals), name.symbol),
-        None => format!("{units} units of {asset}"),
     }
 }
 
@@ -463,30 +377,6 @@ const fn delivery(payment: &Payment) -> &'static str {
         (Delivery::Pending, PaymentState::Refused | PaymentState::Void) => "none",
         (Delivery::Pending, _) => "pending",
     }
-}
-
-/// `2026-11-23T20:14:55.123Z`.
-fn iso(time: Timestamp) -> anyhow::Result<String> {
-    let ms = i64::try_from(time.unix_ms()).context("a time in the ledger is out of range")?;
-    let time = jiff::Timestamp::from_millisecond(ms).context("a time in the ledger is out of range")?;
-    Ok(format!("{time:.3}"))
-}
-
-/// `0x1234…cdef`, for a terminal.
-fn shortened(text: &str) -> String {
-    match (text.get(..6), text.len().checked_sub(4).and_then(|at| text.get(at..))) {
-        (Some(head), Some(tail)) if text.len() > 12 => format!("{head}…{tail}"),
-        _ => text.to_owned(),
-    }
-}
-
-fn whole(text: &str) -> String {
-    text.to_owned()
-}
-
-/// Without what could move a terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use clap::Parser;
 use farebox_core::{
-    ArrivedFor, Binding, CallerId, Credential, EvmAddress, FeeTerms, InstanceId, Payer, PaymentEvent, Price,
-    ports::{Ledger as _, Offering as _, TransactionStore as _},
+    ArrivedFor, Binding, CallerId, Credential, EvmAddress, FeeTerms, Grant, InstanceId, InvoiceNews, Payer,
+    PaymentEvent, Price,
+    ports::{Ledger as _, NotedNews, Offering as _, TokenBooks as _, TransactionStore as _},
 };
-use farebox_ledger::{SqliteLedger, SqliteOptions};
+use farebox_ledger::{AssetName, SqliteLedger, SqliteOptions};
 use farebox_testkit::{
-    ManualClock, MemoryLedger, ScriptedRail, TestPayer, proof_of, test_asset, test_network, test_transfer_claim,
+    ManualClock, MemoryLedger, ScriptedRail, TEST_TOKEN_MSAT, TestPayer, proof_of, test_asset, test_draw, test_network,
+    test_pass, test_preimage, test_token, test_transfer_claim,
 };
 
 use super::*;
@@ -252,5 +254,51 @@ fn times_are_dates_times_or_ages() {
     assert_eq!(at("2026-11-23T01:00:00+01:00"), Some(1_795_392_000));
     for wrong in ["", "h", "-1h", "2026-13-01", "2026-11-23T00:00:00", "1969-01-01", "99999999999999999999h", "é"] {
         assert_eq!(at(wrong), None, "{wrong}");
+    }
+}
+
+/// One token paid and one underpaid.
+async fn tokens(books: &Books) {
+    let noted = |number, received_msat| NotedNews {
+        hash: test_preimage(number).hash(),
+        news: InvoiceNews::Settled { received_msat },
+        payment: test_draw(number, number, InstanceId::new("i"), NOW).payment,
+    };
+    for number in [50, 51] {
+        books.ledger.sell(test_token(number, Grant::default(), NOW)).await.unwrap();
+    }
+    books.ledger.note_news(vec![noted(50, TEST_TOKEN_MSAT), noted(51, 9_999)], None, NOW).await.unwrap();
+}
+
+#[tokio::test]
+async fn lightning_payments_stand_beside_the_others_in_satoshis() {
+    let books = books(1).await;
+    name_usdc(&books).await;
+    tokens(&books).await;
+    let table = printed(&books, "--network regtest", None);
+    let rows: Vec<_> = table.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let paid = rows.iter().find(|row| row.contains(&test_pass(50).to_string())).unwrap();
+    let expected = format!("l402 {} 10 sat regtest {} settled pending", test_pass(50), test_preimage(50).hash());
+    assert!(paid.ends_with(&expected), "{paid}");
+    let short = rows.iter().find(|row| row.contains(&test_pass(51).to_string())).unwrap();
+    assert!(
+        short.contains(" 9.999 sat 9.999 sat regtest ") && short.ends_with("settled: underpaid credited"),
+        "{short}"
+    );
+    assert!(rows.contains(&"10 sat 1 settled regtest".to_owned()), "{rows:#?}");
+    assert!(rows.contains(&"9.999 sat 1 settled, credit regtest".to_owned()), "{rows:#?}");
+    let all = printed(&books, "", None);
+    assert!(all.contains(" x402 ") && all.contains(" l402 "), "{all}");
+    let json = printed(&books, &format!("--json --payer {}", test_pass(50)), None);
+    let entry: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&entry["rail"], &entry["amount"], &entry["symbol"]), (&"l402".into(), &"10".into(), &"sat".into()));
+    assert_eq!((&entry["units"], &entry["block"]), (&"10000".into(), &serde_json::Value::Null));
+    let network = farebox_core::BitcoinNetwork::Regtest.caip2();
+    assert_eq!(entry["network"], network);
+    assert_eq!(entry["payer"], format!("{network}:{}", test_pass(50)));
+    assert_eq!(printed(&books, &format!("--json --network {network}"), None).lines().count(), 2);
+    for columns in [80, 120, 160] {
+        let narrow = printed(&books, "", Some(columns));
+        assert!(narrow.lines().all(|line| line.chars().count() <= usize::from(columns)), "{columns}:\n{narrow}");
     }
 }
