@@ -21,12 +21,14 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Which node or wallet, and how it is reached.
 ///
-/// As text: `lnd+https://HOST:PORT?macaroon=FILE&cert=FILE`. Without `cert` the server's certificate must be good by the web's authorities.
-/// `lnd+http` reaches loopback alone.
+/// As text: `lnd+https://HOST:PORT?macaroon=FILE&cert=FILE`, `cln+https://HOST:PORT?rune=FILE&cert=FILE`.
+/// Without `cert` the server's certificate must be good by the web's authorities. `lnd+http` and `cln+http` reach loopback alone.
 #[derive(Clone, Debug)]
 pub enum NodeConfig {
     /// lnd.
     Lnd(LndConfig),
+    /// Core Lightning.
+    Cln(ClnConfig),
 }
 
 /// lnd over REST.
@@ -38,6 +40,19 @@ pub struct LndConfig {
     /// `info:read offchain:read offchain:write`.
     pub macaroon: SecretSource,
     /// lnd's `tls.cert`, in PEM or DER; without one the server needs a certificate that the web trusts.
+    pub certificate: Option<PathBuf>,
+    /// How long it may take over an answer.
+    pub timeout: Duration,
+}
+
+/// Core Lightning over clnrest.
+#[derive(Clone, Debug)]
+pub struct ClnConfig {
+    /// Where clnrest is.
+    pub url: Url,
+    /// A file that holds the rune, or the rune.
+    pub rune: SecretSource,
+    /// clnrest's `server.pem`; without one the server needs a certificate that the web trusts.
     pub certificate: Option<PathBuf>,
     /// How long it may take over an answer.
     pub timeout: Duration,
@@ -115,7 +130,7 @@ impl ConnectError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeUriError {
     /// Another scheme.
-    #[error("expected lnd+https://, found {0}")]
+    #[error("expected lnd+https:// or cln+https://, found {0}")]
     Scheme(Untrusted),
     /// Not a URL.
     #[error("not a URL: {0}")]
@@ -176,6 +191,10 @@ impl FromStr for NodeConfig {
             "lnd+https" | "lnd+http" => {
                 let (url, secret, certificate) = split(text, "lnd+", "macaroon", "macaroon, cert")?;
                 Ok(Self::Lnd(LndConfig { url, macaroon: SecretSource::File(secret), certificate, timeout }))
+            }
+            "cln+https" | "cln+http" => {
+                let (url, secret, certificate) = split(text, "cln+", "rune", "rune, cert")?;
+                Ok(Self::Cln(ClnConfig { url, rune: SecretSource::File(secret), certificate, timeout }))
             }
             other => Err(NodeUriError::Scheme(Untrusted::new(other))),
         }

@@ -1,8 +1,11 @@
-//! Nodes and wallets that run elsewhere, each behind [`LightningNode`] and [`LightningWallet`]: lnd over its REST interface.
+//! Nodes and wallets that run elsewhere, each behind [`LightningNode`] and [`LightningWallet`]: lnd over its REST interface, Core Lightning
+//! over clnrest.
 
+mod cln;
 mod config;
 mod lines;
 mod lnd;
+mod once;
 mod rest;
 mod tls;
 
@@ -13,7 +16,7 @@ use farebox_core::{
     ports::{Clock, LightningNode, LightningWallet},
 };
 
-pub use config::{ConnectError, LndConfig, NodeConfig, NodeUriError, SecretSource, TIMEOUT_DEFAULT};
+pub use config::{ClnConfig, ConnectError, LndConfig, NodeConfig, NodeUriError, SecretSource, TIMEOUT_DEFAULT};
 pub use tls::{PinError, Pins, Trust};
 
 /// One node or wallet, as both ports see it.
@@ -34,6 +37,7 @@ pub fn connect(config: &NodeConfig, clock: &Arc<dyn Clock>) -> Result<Connected,
     let clock = Arc::clone(clock);
     Ok(match config {
         NodeConfig::Lnd(config) => both(lnd::Lnd::new(config, clock)?),
+        NodeConfig::Cln(config) => both(cln::Cln::new(config, clock)?),
     })
 }
 

@@ -57,7 +57,7 @@ pub(super) struct Said {
     pub(super) code: i64,
     /// For people; not safe to print.
     pub(super) message: String,
-    /// Which HTTP status it came under.
+    /// Which HTTP status it came under; 0 in a stream that had begun.
     #[serde(skip)]
     pub(super) status: u16,
 }
@@ -184,12 +184,23 @@ impl fmt::Debug for Rest {
     }
 }
 
+impl RestError {
+    /// What the node says against the question itself; nothing if it only cannot answer now.
+    pub(super) fn refusal(&self) -> Option<&Said> {
+        match self {
+            Self::Said(said) => (!said.passing()).then_some(said),
+            _ => None,
+        }
+    }
+}
+
 impl Said {
-    /// Whether it only says that the node cannot answer now: gRPC's deadline and unavailable, and what lnd says of itself before its wallet
-    /// is open or its server is up.
+    /// Whether it only says that the node cannot answer now: gRPC's deadline and unavailable, what lnd says of itself before its wallet
+    /// is open or its server is up, what ends a stream that had begun, and Core Lightning's plugin or daemon that is going down.
     fn passing(&self) -> bool {
         let starting = ["wallet locked", "in the process of starting up", "waiting to start"];
-        matches!(self.code, 4 | 14) || starting.iter().any(|text| self.message.contains(text))
+        let ended = self.status == 0;
+        ended || matches!(self.code, 4 | 14 | -4 | -5) || starting.iter().any(|text| self.message.contains(text))
     }
 }
 

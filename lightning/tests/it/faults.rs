@@ -123,7 +123,7 @@ async fn a_stream_that_breaks_gives_what_came_whole_and_then_an_error() {
     }
     let ended = format!("{}\n", json!({ "error": { "code": 2, "message": "invoice registry shutting down" } }));
     let told = check_stream(ended.into_bytes(), End::Whole).await;
-    assert!(matches!(told, Err(NodeError::Refused { .. })), "{told:?}");
+    assert!(matches!(told, Err(NodeError::Unavailable { .. })), "{told:?}");
 }
 
 #[tokio::test]

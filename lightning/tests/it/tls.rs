@@ -166,11 +166,15 @@ fn what_a_config_cannot_mean_is_told_before_anybody_is_asked() {
 #[test]
 fn an_agents_line_names_a_node() {
     let line = "lnd+https://127.0.0.1:8080/lnd?macaroon=%2Fhome%2Fa+b%2Fadmin.macaroon&cert=tls.cert";
-    let NodeConfig::Lnd(config) = line.parse().unwrap();
+    let NodeConfig::Lnd(config) = line.parse().unwrap() else { panic!("an lnd") };
     assert_eq!(config.url.as_str(), "https://127.0.0.1:8080/lnd");
     assert!(matches!(&config.macaroon, SecretSource::File(path) if path == Path::new("/home/a b/admin.macaroon")));
     assert_eq!(config.certificate.as_deref(), Some(Path::new("tls.cert")));
     assert_eq!(config.timeout, Duration::from_secs(10));
+
+    let NodeConfig::Cln(config) = "cln+http://[::1]:3010?rune=rune.txt".parse().unwrap() else { panic!("a cln") };
+    assert_eq!((config.url.as_str(), config.certificate), ("http://[::1]:3010/", None));
+    assert!(matches!(&config.rune, SecretSource::File(path) if path == Path::new("rune.txt")));
 
     let check = |text: &str, code: &str| {
         let error: NodeUriError = text.parse::<NodeConfig>().map(drop).unwrap_err();

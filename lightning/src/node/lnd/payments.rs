@@ -54,20 +54,16 @@ pub(super) async fn outgoing(rest: &Rest, hash: PaymentHash) -> Result<Outgoing,
 
 /// Nothing that ends the payment was heard; lnd's books are asked, once.
 async fn after(rest: &Rest, hash: PaymentHash, error: RestError) -> PayOutcome {
-    let said = match &error {
-        RestError::Said(said) => Some(said.message.clone()),
-        _ => None,
-    };
-    match (outgoing(rest, hash).await, said) {
+    match (outgoing(rest, hash).await, error.refusal()) {
         // Also when it says that this invoice is already paid: by an earlier wish, whose preimage is as good.
         (Ok(Outgoing::Paid(paid)), _) => PayOutcome::Paid(paid),
         // It took the question up, and answered that it did not begin.
         (Ok(Outgoing::Never | Outgoing::Failed), Some(said)) => {
-            let code = if said.contains("invoice expired") { "invoice_expired" } else { "refused" };
-            PayOutcome::Failed { code, detail: Untrusted::new(said).to_string() }
+            let code = if said.message.contains("invoice expired") { "invoice_expired" } else { "refused" };
+            PayOutcome::Failed { code, detail: Untrusted::new(&*said.message).to_string() }
         }
         // The question itself may still be on its way to lnd: that it knows of no payment says nothing yet.
-        (Ok(Outgoing::Never | Outgoing::InFlight | Outgoing::Failed), _) | (Err(_), _) => unknown(rest, error),
+        (Ok(Outgoing::Never | Outgoing::InFlight | Outgoing::Failed) | Err(_), _) => unknown(rest, error),
     }
 }
 
