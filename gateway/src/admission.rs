@@ -125,19 +125,16 @@ pub(crate) async fn admit(worker: &Worker, tariff: &Arc<Tariff>, inbound: Inboun
     let request = till.new_request();
     let span = info_span!("request", id = %request);
     let desk = desk.of_request(&request);
-    let served = async move {
-        match (presented, sale) {
-            (PresentedCredential::Proof(credential), _) => {
-                serve(worker, desk, Bid { request, credential }, inbound).await
-            }
-            (PresentedCredential::Token(token), Some(sale)) => {
-                tokens::serve(worker, desk, sale, TokenBid { request, token }, inbound).await
-            }
-            // Tokens of a route that takes none are not looked at.
-            (PresentedCredential::Token(_), None) => desk.unpaid().await,
+    match (presented, sale) {
+        (PresentedCredential::Proof(credential), _) => {
+            serve(worker, desk, Bid { request, credential }, inbound).instrument(span).await
         }
-    };
-    served.instrument(span).await
+        (PresentedCredential::Token(token), Some(sale)) => {
+            tokens::serve(worker, desk, sale, TokenBid { request, token }, inbound).instrument(span).await
+        }
+        // Tokens of a route that takes none are not looked at.
+        (PresentedCredential::Token(_), None) => desk.unpaid().await,
+    }
 }
 
 /// A credential, and the request that brought it.

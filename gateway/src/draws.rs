@@ -18,7 +18,7 @@ use crate::{
     delivery::DeliveryBody,
     hold::Hold,
     proxy::Inbound,
-    ride::{self, Broken, Caller, Named, Ride, Served},
+    ride::{self, Broken, BrokenBy, Caller, Named, Ride, Served},
     till::Till,
     upstream::Upstreams,
 };
@@ -120,7 +120,11 @@ impl DrawnFare {
     }
 
     async fn give_back(self, broken: Broken) -> Response<Body> {
-        self.hold.give_back().await;
+        match broken.by {
+            BrokenBy::Upstream => self.hold.give_back().await,
+            // The upstream may have worked on what it had of the request.
+            BrokenBy::Caller => self.hold.abandoned(),
+        }
         self.desk.refuse(&broken.uncharged("the call is the token's again"), None)
     }
 }

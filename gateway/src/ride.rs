@@ -17,7 +17,7 @@ use crate::{
     delivery::answer_headers,
     proxy::Inbound,
     till::Till,
-    upstream::{UpstreamBody, Upstreams},
+    upstream::{UpstreamBody, UpstreamError, Upstreams},
 };
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -143,7 +143,8 @@ pub(crate) async fn call_upstream(
     let response = upstreams.call(index, request, &client, &named.headers()).await.map_err(|error| {
         let code = error.code();
         warn!(%payment, %route, code, error = &error as &dyn std::error::Error, "upstream failed");
-        Broken { status: error.status(), code, detail: error.to_string() }
+        let by = if matches!(error, UpstreamError::RequestAborted) { BrokenBy::Caller } else { BrokenBy::Upstream };
+        Broken { status: error.status(), code, detail: error.to_string(), by }
     })?;
     let small = response.body().size_hint().exact().is_some_and(|size| size <= till.answer_bytes_max);
     if !small {
@@ -165,11 +166,21 @@ pub(crate) struct Broken {
     pub(crate) status: u16,
     pub(crate) code: &'static str,
     pub(crate) detail: String,
+    pub(crate) by: BrokenBy,
+}
+
+/// Who broke a run off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BrokenBy {
+    /// It failed, or nothing was sent to it.
+    Upstream,
+    /// They sent a part of their request.
+    Caller,
 }
 
 impl Broken {
     pub(crate) fn new(status: u16, code: &'static str, detail: &str) -> Self {
-        Self { status, code, detail: detail.to_owned() }
+        Self { status, code, detail: detail.to_owned(), by: BrokenBy::Upstream }
     }
 
     /// Nothing was charged, in these words: the same credential is good for another try.

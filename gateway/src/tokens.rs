@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use farebox_core::{
-    Answer, AuditSubject, Binding, CallerId, Charged, Draw, DrawPermit, Drawn, L402Token, PaidBefore, PassId,
-    PassPayment, Payer, RailName, Refusal, RequestId, Retry, Tariff, TokenTerms,
+    Answer, AuditSubject, Binding, CallerId, Charged, Draw, DrawId, DrawPermit, Drawn, L402Token, PaidBefore, PassId,
+    PassPayment, Payer, PaymentId, RailName, Refusal, RequestId, Retry, Tariff, TokenTerms,
     ports::{HeldToken, LedgerUnavailable, Rejected, TokenError, TokenRequest},
 };
 use http::Response;
@@ -15,7 +15,7 @@ use crate::{
     answer::{self, books_unavailable},
     body::Body,
     challenge::Desk,
-    draws::DrawnFare,
+    draws::{self, DrawnFare},
     hold::{DrawnCall, Hold, RunOf},
     proxy::Inbound,
     ride,
@@ -136,10 +136,11 @@ impl Ask<'_> {
     /// calls.
     async fn permit(&self) -> Result<(DrawPermit, Hold), Turned> {
         let held = self.check().await?;
-        let (draw, hold) = self.open(held)?;
+        let (id, payment) = (self.till.new_draw(), self.till.new_payment());
+        let hold = self.open(held.pass, id)?;
         let mut pauses = Pauses::of(self.till);
         loop {
-            let drawn = self.sale.tokens.books.draw(Draw { now: self.till.clock.now(), ..draw.clone() }).await;
+            let drawn = self.sale.tokens.books.draw(self.draw(held, id, payment)).await;
             let turned = match drawn {
                 Ok(Drawn::Granted(permit)) => {
                     if permit.paid_before() == PaidBefore::Unheard {
@@ -178,14 +179,24 @@ impl Ask<'_> {
         self.sale.tokens.rail.check(&self.bid.token, &request).await.map_err(Turned::Token)
     }
 
-    /// The draw to be made. A caller who hangs up while it is made drops the hold, which gives the call back.
-    fn open(&self, held: HeldToken) -> Result<(Draw, Hold), Turned> {
-        let till = self.till;
-        let draw = Draw {
+    /// What ends the draw. A caller who hangs up while it is made drops this, which gives the call back.
+    fn open(&self, pass: PassId, id: DrawId) -> Result<Hold, Turned> {
+        let call = DrawnCall {
+            books: self.sale.tokens.books.clone(),
+            pass,
+            id,
+            kept: self.key.is_some(),
+            _open: self.till.open_draws.open().ok_or(Turned::Full)?,
+        };
+        Ok(Hold::new(self.till, RunOf::Draw(Arc::new(call))))
+    }
+
+    fn draw(&self, held: HeldToken, id: DrawId, payment: PaymentId) -> Draw {
+        Draw {
             pass: held.pass,
-            id: till.new_draw(),
+            id,
             proved: held.payment_hash,
-            payment: till.new_payment(),
+            payment,
             binding: Binding {
                 route: self.desk.tariff().route.clone(),
                 method: self.desk.method().as_str().to_owned(),
@@ -194,18 +205,10 @@ impl Ask<'_> {
             },
             key: self.key.clone(),
             request: self.bid.request.clone(),
-            holder: till.instance.clone(),
-            lease: crate::draws::LEASE,
-            now: till.clock.now(),
-        };
-        let call = DrawnCall {
-            books: self.sale.tokens.books.clone(),
-            pass: draw.pass,
-            id: draw.id,
-            kept: draw.key.is_some(),
-            _open: till.open_draws.open().ok_or(Turned::Full)?,
-        };
-        Ok((draw, Hold::new(till, RunOf::Draw(Arc::new(call)))))
+            holder: self.till.instance.clone(),
+            lease: draws::LEASE,
+            now: self.till.clock.now(),
+        }
     }
 
     /// Tells the audit log of a no to a pass that is known. What anybody can make up is not told.

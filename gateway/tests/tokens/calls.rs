@@ -270,6 +270,33 @@ async fn a_caller_who_never_waits_for_the_answer_runs_out_of_calls() {
     assert_eq!(calls.load(Ordering::SeqCst), 4, "three are forgiven");
 }
 
+/// Nor does it help to break the request off, once the upstream has begun to work on it.
+#[tokio::test]
+async fn a_caller_who_never_sends_the_whole_request_runs_out_of_calls() {
+    use tokio::io::AsyncWriteExt as _;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let address = raw_upstream(move |mut tcp| {
+        let counter = counter.clone();
+        async move {
+            read_head(&mut tcp).await;
+            counter.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+    })
+    .await;
+    let kiosk = Plan::calls(1, format!("http://{address}")).open().await;
+    let token = kiosk.buy("/paid/x").await;
+    let sent = token[AUTHORIZATION].to_str().unwrap();
+    let part = format!("POST /paid/x HTTP/1.1\r\nhost: x\r\nauthorization: {sent}\r\ncontent-length: 9\r\n\r\nhalf");
+    for call in 1..=4 {
+        let mut tcp = tokio::net::TcpStream::connect(kiosk.gateway.address).await.unwrap();
+        tcp.write_all(part.as_bytes()).await.unwrap();
+        eventually(|| calls.load(Ordering::SeqCst) == call).await;
+    }
+    kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
+}
+
 #[tokio::test]
 async fn a_switch_of_protocols_is_one_call() {
     use futures_util::{SinkExt as _, StreamExt as _};
