@@ -53,6 +53,10 @@ impl Nginx {
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
+
+    pub(crate) const fn process(&self) -> &Process {
+        &self.process
+    }
 }
 
 async fn wait_for(port: u16) -> Result<()> {
@@ -174,7 +178,7 @@ pub(crate) async fn unpaid(args: &Args, report: &mut Report, free: bool, bill: b
 }
 
 /// nginx answering 402 with as many bytes as the gateway's bill.
-async fn canned(dir: &Path, body: &str) -> Result<Nginx> {
+pub(crate) async fn canned(dir: &Path, body: &str) -> Result<Nginx> {
     fs::write(dir.join("bill.json"), body)?;
     let safe = body.replace(['\'', '$', '\\', '{', '}', ';'], "x");
     Nginx::start(

@@ -11,6 +11,7 @@ mod footprint;
 mod host;
 mod paid;
 mod report;
+mod tokens;
 mod verify;
 mod wrk;
 
@@ -33,7 +34,7 @@ struct Args {
     #[arg(long, default_value_t = 16)]
     payers: usize,
     /// Only these parts.
-    #[arg(long, value_delimiter = ',', default_values = ["free", "402", "paid", "claims", "verify", "footprint"])]
+    #[arg(long, value_delimiter = ',', default_values = ["free", "402", "paid", "claims", "tokens", "verify", "footprint"])]
     only: Vec<String>,
     /// Writes the figures as JSON to this file too.
     #[arg(long)]
@@ -55,6 +56,9 @@ async fn main() -> Result<()> {
     }
     if wants("claims") {
         claims::run(&args, &mut report).await?;
+    }
+    if wants("tokens") {
+        tokens::run(&args, &mut report).await?;
     }
     if wants("verify") {
         verify::run(&mut report).await?;
