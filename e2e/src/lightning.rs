@@ -2,17 +2,21 @@
 
 mod aperture;
 mod buyer;
+mod grpc;
 mod lnd;
 mod nwc;
 mod regtest;
+mod stall;
 
 use anyhow::{Context, Result};
 
 pub use aperture::{Aperture, Goods};
 pub use buyer::{Answered, Bought, Buyer, Wanted};
-pub use lnd::{Hash, HoldInvoice, Invoice, InvoiceState, Lnd, Macaroon, Paid, Payment};
+pub use grpc::{GrpcBought, GrpcBuyer, GrpcService};
+pub use lnd::{Decoded, Hash, HoldInvoice, Invoice, InvoiceState, Lnd, Macaroon, Paid, Payment};
 pub use nwc::{NwcWallet, Preimages};
 pub use regtest::{Regtest, RpcLogin};
+pub use stall::{Stall, lnd_node, table};
 
 /// What a channel of [`LightningPair`] holds, in satoshis. Each side starts with half, less fees and reserve.
 pub const CHANNEL_SAT: u64 = 10_000_000;

@@ -36,6 +36,8 @@ pub enum Tool {
     Lnd,
     /// Lightning Labs' reverse proxy that speaks L402.
     Aperture,
+    /// Its gRPC client, and a gRPC service: `e2e/tools/aperture/l402-grpc`.
+    L402Grpc,
     /// The `farebox` binary; `FAREBOX_BIN`, else the debug build beside the running test.
     Farebox,
 }
@@ -56,6 +58,7 @@ impl Tool {
             Self::Bitcoind => "FAREBOX_BITCOIND",
             Self::Lnd => "FAREBOX_LND",
             Self::Aperture => "FAREBOX_APERTURE",
+            Self::L402Grpc => "FAREBOX_L402_GRPC",
             Self::Farebox => "FAREBOX_BIN",
         }
     }

@@ -68,6 +68,17 @@ pub struct Invoice {
     pub payment_hash: Hash,
 }
 
+/// What BOLT 11 says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The hash its preimage has.
+    pub payment_hash: Hash,
+    /// Zero if the payer may choose.
+    pub amount_msat: u64,
+    /// How long it is good from its making on.
+    pub expires_in: Duration,
+}
+
 /// A payment that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paid {
@@ -317,6 +328,19 @@ impl Lnd {
     pub async fn invoices_made(&self) -> Result<usize> {
         let all = self.rest(Method::GET, "/v1/invoices?num_max_invoices=100000", None).await?;
         Ok(all["invoices"].as_array().context("a list of invoices")?.len())
+    }
+
+    /// What an invoice of any node says.
+    ///
+    /// # Errors
+    /// It is none.
+    pub async fn decode(&self, bolt11: &str) -> Result<Decoded> {
+        let said = self.rest(Method::GET, &format!("/v1/payreq/{bolt11}"), None).await?;
+        Ok(Decoded {
+            payment_hash: text(&said["payment_hash"])?.to_owned(),
+            amount_msat: text(&said["num_msat"])?.parse()?,
+            expires_in: Duration::from_secs(text(&said["expiry"])?.parse()?),
+        })
     }
 
     /// Pays, and waits for the end of it.
