@@ -212,3 +212,87 @@ impl Drop for Landing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use farebox_core::Invoice;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix_s(1_900_000_000);
+
+    fn key(host: u8) -> Arc<BillKey> {
+        Arc::new(BillKey {
+            client: Client::at([192, 0, 2, host].into()),
+            route: RouteId::new("GET /x"),
+            amount_msat: 1,
+            grant: Grant::default(),
+            valid_for: Duration::ZERO,
+            tier: 0,
+            request: None,
+        })
+    }
+
+    fn bill(number: u8) -> Arc<TokenBill> {
+        let expires_at = NOW.plus(Duration::from_secs(600));
+        let payment_hash = PaymentHash([number; 32]);
+        let invoice = Invoice { payment_hash, bolt11: "lnbcrt".into(), amount_msat: 1, created_at: NOW, expires_at };
+        Arc::new(TokenBill { pass: PassId([number; 32]), macaroon: "m".into(), invoice })
+    }
+
+    fn never() -> Flight {
+        futures_util::future::pending().boxed().shared()
+    }
+
+    fn sizes(bills: &Bills) -> [usize; 4] {
+        let shelf = bills.shelf.lock();
+        [shelf.open.len(), shelf.making.len(), shelf.passes.len(), shelf.hashes.len()]
+    }
+
+    #[test]
+    fn only_so_many_bills_are_remembered() {
+        let bills = Arc::new(Bills { bills_max: 3, ..Bills::new(Duration::ZERO) });
+        for number in 0..10 {
+            bills.landing(key(number)).with(&Ok(bill(number)), NOW);
+        }
+        assert_eq!(sizes(&bills), [3, 0, 3, 3]);
+        bills.landing(key(9)).with(&Ok(bill(10)), NOW.plus(Duration::from_secs(600)));
+        assert_eq!(sizes(&bills), [1, 0, 1, 1], "those whose time is over go first");
+        bills.forget_expired(NOW.plus(Duration::from_secs(600)));
+        assert_eq!(sizes(&bills), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_bill_whose_making_died_is_made_anew() {
+        let bills = Arc::new(Bills::new(Duration::ZERO));
+        let landing = bills.landing(key(1));
+        assert!(matches!(bills.open_or_start(&key(1), NOW, || Ok(never())), Ok(Found::Making(_))));
+        let unasked = || panic!("it is being made");
+        assert!(matches!(bills.open_or_start(&key(1), NOW, unasked), Ok(Found::Making(_))));
+        drop(landing);
+        let mut begun = false;
+        let again = bills.open_or_start(&key(1), NOW, || {
+            begun = true;
+            Ok(never())
+        });
+        assert!(begun && again.is_ok());
+        bills.landing(key(1)).with(&Err(Unmade::by_node("refused")), NOW);
+        assert_eq!(sizes(&bills), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_is_bought_or_withdrawn_leaves_its_successor_alone() {
+        let bills = Arc::new(Bills::new(Duration::ZERO));
+        bills.landing(key(1)).with(&Ok(bill(1)), NOW);
+        bills.landing(key(1)).with(&Ok(bill(2)), NOW);
+        bills.withdraw(bill(1).invoice.payment_hash);
+        assert_eq!(bills.bought(bill(1).pass), Some(key(1).client), "the late payer is told of");
+        assert_eq!(bills.bought(bill(1).pass), None);
+        assert_eq!(sizes(&bills), [1, 0, 1, 1]);
+        bills.withdraw(bill(2).invoice.payment_hash);
+        assert_eq!(sizes(&bills), [0, 0, 1, 1]);
+        assert_eq!(bills.bought(bill(2).pass), Some(key(1).client));
+        assert_eq!(sizes(&bills), [0, 0, 0, 0]);
+    }
+}

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use farebox_core::{
     BitcoinNetwork, Invoice, PaymentHash, Timestamp,
-    ports::{Clock, InvoiceOrder, InvoiceStatus, LightningNode, NewsCursor, NodeError, NodeInfo, Settlements},
+    ports::{
+        BoxError, Clock, InvoiceOrder, InvoiceStatus, LightningNode, NewsCursor, NodeError, NodeInfo, Settlements,
+    },
 };
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -130,15 +132,11 @@ impl Link {
         self.note(self.within(self.timeout, self.node.create_invoice(order)).await)
     }
 
-    /// For the sake of a caller: so many at once.
+    /// So many at once, and all of it within the node's timeout: a caller waits.
     pub(crate) async fn invoice_news(&self, hash: PaymentHash) -> Result<Option<InvoiceStatus>, NodeError> {
-        self.id().await?;
         let asked = async {
-            let _turn = self
-                .asking
-                .acquire()
-                .await
-                .map_err(|source| NodeError::Unavailable { label: self.label().to_owned(), source: source.into() })?;
+            self.id().await?;
+            let _turn = self.asking.acquire().await.map_err(|closed| self.unavailable(closed))?;
             self.node.invoice_news(hash).await
         };
         self.note(self.within(self.timeout, asked).await)
@@ -164,7 +162,7 @@ impl Link {
         }
     }
 
-    fn unavailable(&self, why: String) -> NodeError {
+    fn unavailable(&self, why: impl Into<BoxError>) -> NodeError {
         NodeError::Unavailable { label: self.label().to_owned(), source: why.into() }
     }
 

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod bills;
+mod cost;
 mod lnd;
 mod news;
 mod node;
