@@ -91,21 +91,34 @@ impl Follower {
         let cursor = self.cursor(rail, &node).await?;
         let wait = LONG_POLL.min(self.sweep_at.saturating_duration_since(Instant::now()));
         let asked_at = Instant::now();
-        let read = rail.maker.link.settlements(cursor.as_ref(), wait).await?;
+        let read = match rail.maker.link.settlements(cursor.as_ref(), wait).await {
+            Ok(read) => read,
+            // A wallet that tells no news may still tell what it is asked.
+            Err(error @ NodeError::Refused { .. }) => {
+                self.tidy(rail, &node).await?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
         let (any, moved) = (!read.news.is_empty(), read.cursor != cursor);
         self.note(rail, &node, &read.news, read.cursor.filter(|_| moved)).await?;
-        if Instant::now() >= self.sweep_at {
-            self.sweep(rail, &node).await?;
-        }
-        let now = rail.maker.clock.now();
-        rail.bills.forget_expired(now);
-        rail.limits.forget_quiet(now);
+        self.tidy(rail, &node).await?;
         let waited = asked_at.elapsed() >= wait && !wait.is_zero();
         Ok(match (any, moved) {
             (true, true) => NEWS_PAUSE,
             (false, _) if waited => Duration::ZERO,
             (true, false) | (false, _) => IDLE_PAUSE,
         })
+    }
+
+    async fn tidy(&mut self, rail: &L402, node: &Arc<str>) -> Result<(), RoundError> {
+        let now = rail.maker.clock.now();
+        rail.bills.forget_expired(now);
+        rail.limits.forget_quiet(now);
+        if Instant::now() >= self.sweep_at {
+            self.sweep(rail, node).await?;
+        }
+        Ok(())
     }
 
     async fn cursor(&mut self, rail: &L402, node: &Arc<str>) -> Result<Option<NewsCursor>, LedgerUnavailable> {

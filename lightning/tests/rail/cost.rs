@@ -53,6 +53,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
+#[expect(clippy::print_stdout, reason = "a measurement tells what it found")]
 fn told(what: &str, start: Instant, rounds: u32) {
     println!("{what}: {:.2} us", start.elapsed().as_secs_f64() * 1e6 / f64::from(rounds));
 }

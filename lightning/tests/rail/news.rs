@@ -290,6 +290,19 @@ async fn a_sweep_that_is_refused_or_cut_short_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wallet_that_tells_no_news_is_asked_for_each_invoice_in_the_end() {
+    let shop = Shop::open();
+    let [bill] = open_bills(&shop).await;
+    shop.node.tell(Tell::Refuse);
+    shop.node.pay(&bill.invoice);
+    let _following = Following::of(&shop.rail);
+    tokio::time::sleep(90 * S).await;
+    assert!(shop.payment(bill.pass).is_none());
+    shop.clock.advance(640 * S);
+    until(|| shop.payment(bill.pass).is_some()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_nodes_news_are_read_from_their_beginning() {
     let shop = Shop::open();
     let [bill] = open_bills(&shop).await;

@@ -66,6 +66,8 @@ pub(crate) enum Tell {
     Hang,
     /// Each once, but with the cursor of the one before.
     OneBehind,
+    /// A definite no.
+    Refuse,
 }
 
 #[derive(Debug)]
@@ -307,6 +309,7 @@ impl LightningNode for ScriptedNode {
             };
             let fresh = match tell {
                 Tell::Hang => std::future::pending().await,
+                Tell::Refuse => return Err(self.refused()),
                 Tell::Everything => Some((news.clone(), 0)),
                 Tell::Once => (news.len() > from).then(|| (news[from..].to_vec(), news.len())),
                 Tell::OneBehind => (news.len() > from).then(|| (news[from..].to_vec(), news.len() - 1)),
