@@ -181,12 +181,12 @@ async fn news_of_invoices_that_are_not_ours_are_passed_over() {
 #[tokio::test(start_paused = true)]
 async fn more_news_than_fit_into_one_commit_are_all_noted() {
     let shop = Shop::with(|config| config.unpaid_per_minute = 60_000);
-    let bills = open_bills::<1_001>(&shop).await;
+    let bills = open_bills::<501>(&shop).await;
     for bill in &bills {
         shop.node.pay(&bill.invoice);
     }
     let _following = Following::of(&shop.rail);
-    until(|| shop.books.payments().len() == 1_001).await;
+    until(|| shop.books.payments().len() == 501).await;
     until(|| bills.iter().all(|bill| state(&shop, bill) == InvoiceState::Settled)).await;
 }
 
@@ -256,8 +256,8 @@ async fn an_invoice_that_the_node_denies_is_over_and_late_money_counts_all_the_s
 #[tokio::test(start_paused = true)]
 async fn invoices_that_do_not_end_do_not_keep_others_from_ending() {
     let shop = Shop::with(|config| config.unpaid_per_minute = 60_000);
-    let bills = open_bills::<400>(&shop).await;
-    let (held, over) = bills.split_at(150);
+    let bills = open_bills::<190>(&shop).await;
+    let (held, over) = bills.split_at(120);
     for bill in held {
         shop.node.become_quietly(bill.invoice.payment_hash, InvoiceStatus::News(InvoiceNews::Held));
     }
