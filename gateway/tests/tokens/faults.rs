@@ -122,6 +122,36 @@ async fn books_that_fail_at_any_moment_neither_give_a_call_away_nor_lose_one() {
     }
 }
 
+/// Sends a request and closes the connection after `patience`, whatever has come by then.
+async fn hang_up_in(kiosk: &Kiosk, token: &http::HeaderMap, patience: Duration) {
+    let mut tcp = tokio::net::TcpStream::connect(kiosk.gateway.address).await.unwrap();
+    let lines = token.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()));
+    let head = format!("GET /paid/x HTTP/1.1\r\nhost: x\r\n{}\r\n", lines.collect::<String>());
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(patience).await;
+}
+
+#[tokio::test]
+async fn a_caller_who_hangs_up_at_any_moment_leaves_the_call_or_its_answer() {
+    let whole = "HTTP/1.1 200 ok\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+    let stream = "HTTP/1.1 200 ok\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    for answer in [whole, stream] {
+        let (url, calls) = failing(vec![answer; 999]).await;
+        let kiosk = Plan { slow: Duration::from_millis(15), ..Plan::calls(1, url) }.open().await;
+        for patience in (0..100).step_by(5).map(Duration::from_millis) {
+            let token = keyed(&kiosk.buy("/paid/x").await, "mine");
+            let before = calls.load(Ordering::SeqCst);
+            hang_up_in(&kiosk, &token, patience).await;
+            let got = insist(&kiosk, &token).await;
+            let is_begun_stream = answer == stream && got.status == 409;
+            assert!(got.body == "ok" || is_begun_stream, "after {patience:?}: {got:?}");
+            let other = kiosk.get("/paid/x", &keyed(&token, "other")).await;
+            other.check(402, "token_spent", "after_payment", "false");
+            assert!(calls.load(Ordering::SeqCst) - before <= 2, "after {patience:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_crash_at_any_moment_leaves_the_call_or_its_answer_and_never_both_twice() {
     for nth in 0..3 {

@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use farebox_core::{
-    Access, FeeTerms, Grant, InstanceId, LiveOffers, OfferBoard, Pricing, RailName, RouteId, SettleWhen, Tariff,
-    Timestamp, TokenScope, TokenTerms,
-    ports::{Offering, offers_by},
+    Access, Draw, DrawEnd, DrawId, Drawn, FeeTerms, Grant, InstanceId, Invoice, LiveOffers, NewToken, OfferBoard,
+    PassId, Pricing, RailName, RouteId, SettleWhen, Tariff, Timestamp, Token, TokenScope, TokenTerms,
+    ports::{LedgerUnavailable, NewsCursor, NewsRead, NotedNews, Offering, TokenBooks, TokenFilter, offers_by},
 };
 use farebox_gateway::{AdmissionLimits, GatewayConfig, Ports, Tokens};
 use farebox_testkit::{ManualClock, MemoryLedger, ScriptedRail, ScriptedTokens, SeededEntropy};
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) rails: Vec<RailName>,
     pub(crate) upstream: String,
     pub(crate) busy_wait: Duration,
+    /// How long its books take before a draw and its end, and after.
+    pub(crate) slow: Duration,
 }
 
 impl Plan {
@@ -45,6 +48,7 @@ impl Plan {
             rails: vec![RailName::L402],
             upstream: upstream.into(),
             busy_wait: Duration::from_secs(3),
+            slow: Duration::ZERO,
         }
     }
 
@@ -124,7 +128,10 @@ impl Kiosk {
         };
         let ports = Ports {
             rails: vec![x402],
-            tokens: Some(Tokens { rail: Arc::new(rail.clone()), books: ledger.clone() }),
+            tokens: Some(Tokens {
+                rail: Arc::new(rail.clone()),
+                books: Arc::new(SlowBooks { ledger: ledger.clone(), slow: plan.slow }),
+            }),
             ledger: ledger.clone(),
             clock: clock.clone(),
             // Each process has its own.
@@ -179,6 +186,68 @@ impl Kiosk {
         let bytes = STANDARD.decode(&macaroon).unwrap();
         let identifier = Identifier::decode(&l402::decode_macaroon(&bytes).unwrap().identifier).unwrap();
         format!("{macaroon}:{}", self.rail.pay(identifier.payment_hash).reveal())
+    }
+}
+
+/// Books that take their time for what is done for each call.
+#[derive(Debug)]
+struct SlowBooks {
+    ledger: Arc<MemoryLedger>,
+    slow: Duration,
+}
+
+#[async_trait]
+impl TokenBooks for SlowBooks {
+    async fn sell(&self, token: NewToken) -> Result<(), LedgerUnavailable> {
+        self.ledger.sell(token).await
+    }
+
+    async fn token(&self, pass: PassId) -> Result<Option<Token>, LedgerUnavailable> {
+        self.ledger.token(pass).await
+    }
+
+    async fn draw(&self, draw: Draw) -> Result<Drawn, LedgerUnavailable> {
+        tokio::time::sleep(self.slow).await;
+        let drawn = self.ledger.draw(draw).await;
+        tokio::time::sleep(self.slow).await;
+        drawn
+    }
+
+    async fn end_draw(&self, pass: PassId, id: DrawId, end: DrawEnd, now: Timestamp) -> Result<(), LedgerUnavailable> {
+        tokio::time::sleep(self.slow).await;
+        let ended = self.ledger.end_draw(pass, id, end, now).await;
+        tokio::time::sleep(self.slow).await;
+        ended
+    }
+
+    async fn note_news(
+        &self,
+        news: Vec<NotedNews>,
+        read: Option<NewsRead>,
+        now: Timestamp,
+    ) -> Result<Vec<PassId>, LedgerUnavailable> {
+        self.ledger.note_news(news, read, now).await
+    }
+
+    async fn news_cursor(&self, node: &str) -> Result<Option<NewsCursor>, LedgerUnavailable> {
+        self.ledger.news_cursor(node).await
+    }
+
+    async fn unsettled_invoices(
+        &self,
+        node: &str,
+        expired_before: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Invoice>, LedgerUnavailable> {
+        self.ledger.unsettled_invoices(node, expired_before, limit).await
+    }
+
+    async fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable> {
+        self.ledger.tokens(filter).await
+    }
+
+    async fn revoke(&self, pass: PassId, now: Timestamp) -> Result<Option<Token>, LedgerUnavailable> {
+        self.ledger.revoke(pass, now).await
     }
 }
 
