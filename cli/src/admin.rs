@@ -9,6 +9,7 @@ use farebox_core::{
     ports::{Clock, Ledger},
 };
 use farebox_evm::{ChainStatus, EvmChains};
+use farebox_lightning::L402;
 use http::{HeaderName, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -26,6 +27,7 @@ pub(crate) struct Admin {
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) chains: Option<EvmChains>,
+    pub(crate) lightning: Option<Arc<L402>>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -82,7 +84,8 @@ async fn healthz() -> Json<Value> {
     Json(json!({ "status": "up", "version": env!("CARGO_PKG_VERSION") }))
 }
 
-/// Whether a paid request could be served now: the books answer, and each chain's head is fresh.
+/// Whether a paid request could be served now by every rail: the books answer, each chain's head is fresh, and the Lightning node makes
+/// invoices.
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Value>) {
     let reasons = admin.not_ready().await;
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -99,7 +102,14 @@ impl Admin {
             Err(_) => Some(format!("the ledger did not answer within {} s", LEDGER_TIMEOUT.as_secs())),
         };
         let chains = self.chains.iter().flat_map(EvmChains::status);
-        books.into_iter().chain(chains.filter_map(|chain| self.stale(&chain))).collect()
+        books.into_iter().chain(chains.filter_map(|chain| self.stale(&chain))).chain(self.no_node()).collect()
+    }
+
+    /// Since when the Lightning node makes no invoices.
+    fn no_node(&self) -> Option<String> {
+        let trouble = self.lightning.as_ref()?.node_trouble()?;
+        let s = self.clock.now().since(trouble.since).as_secs();
+        Some(format!("lightning: the node has made no invoices for {s} s ({})", trouble.code))
     }
 
     fn stale(&self, chain: &ChainStatus) -> Option<String> {

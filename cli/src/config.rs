@@ -2,9 +2,11 @@
 
 mod chains;
 mod consistency;
+pub(crate) mod lightning;
 pub(crate) mod literal;
 pub(crate) mod mistake;
 pub(crate) mod money;
+mod node;
 mod rates;
 pub(crate) mod read;
 #[cfg(test)]
@@ -25,7 +27,9 @@ use toml::{
 pub(crate) use self::{
     chains::Chain,
     consistency::never_offered,
-    resolve::{Config, PaidRoute, Route},
+    lightning::Lightning,
+    node::NodeSource,
+    resolve::{Config, PaidRoute, Route, Secrets},
 };
 use self::{
     literal::FileLiteral,

@@ -3,6 +3,7 @@
 mod books;
 mod rails;
 mod snapshot;
+mod tokens;
 
 use std::sync::{
     Arc,
@@ -11,7 +12,7 @@ use std::sync::{
 
 use farebox_core::{
     Network, RailName,
-    ports::{Clock, Ledger, Rail},
+    ports::{Clock, Ledger, Rail, TokenRail},
 };
 use farebox_evm::EvmChains;
 use farebox_gateway::Watch;
@@ -22,7 +23,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::{books::MeteredLedger, rails::MeteredRail, snapshot::Snapshot};
+use self::{books::MeteredLedger, rails::MeteredRail, snapshot::Snapshot, tokens::MeteredTokenRail};
 
 /// The content type of [`Metrics::text`]. Source: OpenMetrics 1.0.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,6 +42,8 @@ pub(crate) struct Metrics {
     verify_time: Family<Labels<1>, Histogram>,
     settlements: Family<Labels<2>, Counter>,
     settle_time: Family<Labels<1>, Histogram>,
+    bills: Family<Labels<1>, Counter>,
+    bill_time: Family<Labels<1>, Histogram>,
     /// By network, in the config's order.
     unverifiable: Arc<[(Network, AtomicU64)]>,
     claims: Family<Labels<2>, Counter>,
@@ -64,6 +67,8 @@ impl Metrics {
             verify_time: Family::new_with_constructor(seconds),
             settlements: Family::default(),
             settle_time: Family::new_with_constructor(seconds),
+            bills: Family::default(),
+            bill_time: Family::new_with_constructor(seconds),
             unverifiable: networks.collect(),
             claims: Family::default(),
             transitions: Family::default(),
@@ -76,6 +81,10 @@ impl Metrics {
         registry.register_with_unit("verification_time", "Looking at a credential on its chain", Unit::Seconds, verify);
         registry.register("settlements", "Settlements and what became of them", metrics.settlements.clone());
         registry.register_with_unit("settlement_time", "From a claimed payment to its outcome", Unit::Seconds, settle);
+        let about = "Bills by Lightning: shown, new or open ones; limited; or without an invoice for the node or the books failed";
+        registry.register("lightning_bills", about, metrics.bills.clone());
+        let (about, time) = ("From a wish for a bill by Lightning to the bill", metrics.bill_time.clone());
+        registry.register_with_unit("lightning_bill_time", about, Unit::Seconds, time);
         registry.register("claims", "Claims in the books, by rail and outcome", metrics.claims.clone());
         registry.register(
             "payment_events",
@@ -112,6 +121,11 @@ impl Metrics {
     /// The same rail, with every call counted.
     pub(crate) fn rail(&self, rail: Arc<dyn Rail>) -> Arc<dyn Rail> {
         Arc::new(MeteredRail::new(rail, self))
+    }
+
+    /// The same rail, with every look at a token counted.
+    pub(crate) fn token_rail(&self, rail: Arc<dyn TokenRail>) -> Arc<dyn TokenRail> {
+        Arc::new(MeteredTokenRail::new(rail, self))
     }
 
     /// The same books, with every call counted.

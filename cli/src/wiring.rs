@@ -1,22 +1,27 @@
 //! Who is who: puts ledger, rails and gateway together as the config says.
 
+pub(crate) mod lightning;
+
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use farebox_core::{
     Access, Challenge, InstanceId, LiveOffers, Offer, OfferBoard, RailName, Refusal, Resource, RouteId, Tariff,
     Timestamp,
-    ports::{Clock, Entropy, Ledger, OfferError, Offering, QuoteKeyRotation, Rail, offers_by},
+    ports::{Clock, Entropy, Ledger, OfferError, Offering, QuoteKeyRotation, Rail, TokenRail, offers_by},
 };
 use farebox_evm::{ChainConfig, ConnectError, EvmChains, Rates, TransferParts};
-use farebox_gateway::{BindError, Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles, Watch};
+use farebox_gateway::{
+    BindError, Gateway, GatewayConfig, ListenerConfig, Ports, ReplayLimits, TlsFiles, Tokens, Watch,
+};
 use farebox_ledger::{AssetName, SqliteLedger, SqliteOptions};
 use farebox_wire::transfer::{Quoter, TransferTimes};
 use tracing::warn;
 
+use self::lightning::Lightning;
 use crate::{
     admin::Admin,
-    config::{Config, PaidRoute, Route, read::Notes},
+    config::{Config, PaidRoute, Route, Secrets, read::Notes},
     metrics::Metrics,
     system::{self, OsEntropy, SystemClock},
 };
@@ -47,6 +52,10 @@ pub(crate) struct Shop {
     pub(crate) chains: Option<EvmChains>,
     /// `None`: transfers are not taken.
     pub(crate) quoter: Option<Arc<Quoter>>,
+    /// `None`: Lightning payments are not taken.
+    pub(crate) lightning: Option<Lightning>,
+    /// Its rail, as the gateway sees it.
+    pub(crate) tokens: Option<Arc<dyn TokenRail>>,
 }
 
 /// Where a gateway listens.
@@ -55,11 +64,11 @@ pub(crate) struct Listening {
     pub(crate) tls: Option<TlsFiles>,
 }
 
-/// Opens the ledger and connects every chain. Needs a running tokio runtime.
+/// Opens the ledger and connects every chain and the Lightning node. Needs a running tokio runtime.
 ///
 /// # Errors
-/// The ledger is in use or unusable, or a chain does not answer or is not what the config says.
-pub(crate) async fn open(config: &Config, ledger: &Path, chains: Vec<ChainConfig>) -> anyhow::Result<Shop> {
+/// The ledger is in use or unusable, a chain does not answer, or a chain or the node is not what the config says.
+pub(crate) async fn open(config: &Config, ledger: &Path, secrets: Secrets) -> anyhow::Result<Shop> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
     let instance = system::instance(&*entropy);
@@ -75,17 +84,36 @@ pub(crate) async fn open(config: &Config, ledger: &Path, chains: Vec<ChainConfig
         Some(times) => Some(Arc::new(quoter(&ledger, &*entropy, times, clock.now()).await?)),
         None => None,
     };
-    let (rails, chains) = if chains.is_empty() {
-        (Vec::new(), None)
-    } else {
-        let rates = Rates::start(config.rates.clone(), clock.clone())?;
-        let chains = EvmChains::connect(chains, ledger.clone(), clock.clone(), rates).await.map_err(hinted)?;
-        let names = chains.assets().into_iter();
-        let names = names.map(|(asset, symbol, decimals)| AssetName { asset, symbol, decimals }).collect();
-        ledger.name_assets(names).await.context("the ledger could not be told the tokens' names")?;
-        (rails(config, &chains, &ledger, quoter.as_ref()), Some(chains))
+    let rates = Rates::start(config.rates.clone(), clock.clone())?;
+    let chains = connect_chains(secrets.chains, &ledger, &clock, &rates).await?;
+    let rails = chains.as_ref().map(|chains| rails(config, chains, &ledger, quoter.as_ref())).unwrap_or_default();
+    let lightning = match (&config.lightning, &secrets.node) {
+        (Some(settings), Some(source)) => {
+            let parts = lightning::Parts { ledger: &ledger, rates, entropy: &entropy, clock: &clock };
+            Some(lightning::open(config, settings, source, parts).await?)
+        }
+        _ => None,
     };
-    Ok(Shop { instance, clock, entropy, books: ledger.clone(), ledger, rails, chains, quoter })
+    let tokens = lightning.as_ref().map(|lightning| lightning.rail.clone() as Arc<dyn TokenRail>);
+    Ok(Shop { instance, clock, entropy, books: ledger.clone(), ledger, rails, chains, quoter, lightning, tokens })
+}
+
+/// With the rates read, which some chains are asked for.
+async fn connect_chains(
+    chains: Vec<ChainConfig>,
+    ledger: &Arc<SqliteLedger>,
+    clock: &Arc<dyn Clock>,
+    rates: &Arc<Rates>,
+) -> anyhow::Result<Option<EvmChains>> {
+    if chains.is_empty() {
+        rates.begin_without_chains().await;
+        return Ok(None);
+    }
+    let chains = EvmChains::connect(chains, ledger.clone(), clock.clone(), rates.clone()).await.map_err(hinted)?;
+    let names = chains.assets().into_iter();
+    let names = names.map(|(asset, symbol, decimals)| AssetName { asset, symbol, decimals }).collect();
+    ledger.name_assets(names).await.context("the ledger could not be told the tokens' names")?;
+    Ok(Some(chains))
 }
 
 /// What to do about a token that x402 cannot move.
@@ -173,14 +201,22 @@ pub(crate) struct Watched {
     metrics: Metrics,
     ledger: Arc<SqliteLedger>,
     chains: Option<EvmChains>,
+    lightning: Option<Lightning>,
     clock: Arc<dyn Clock>,
 }
 
 impl Watched {
     /// What the admin listener tells of.
     pub(crate) fn by(self, watch: Watch) -> Admin {
-        let Self { metrics, ledger, chains, clock } = self;
-        Admin { metrics: metrics.watching(watch, chains.clone(), clock.clone()), ledger, chains, clock }
+        let Self { metrics, ledger, chains, lightning, clock } = self;
+        let rail = lightning.map(|lightning| lightning.rail);
+        Admin {
+            metrics: metrics.watching(watch, chains.clone(), clock.clone()),
+            ledger,
+            chains,
+            lightning: rail,
+            clock,
+        }
     }
 }
 
@@ -190,9 +226,10 @@ impl Shop {
         config.admin?;
         let metrics = Metrics::new(self.chains.as_ref());
         self.rails = self.rails.drain(..).map(|rail| metrics.rail(rail)).collect();
+        self.tokens = self.tokens.take().map(|rail| metrics.token_rail(rail));
         self.books = metrics.ledger(self.books.clone());
         let (ledger, chains, clock) = (self.ledger.clone(), self.chains.clone(), self.clock.clone());
-        Some(Watched { metrics, ledger, chains, clock })
+        Some(Watched { metrics, ledger, chains, lightning: self.lightning.clone(), clock })
     }
 
     /// For [`keep_quote_keys_young`], if transfers are taken.
@@ -254,8 +291,9 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         transfer: config.transfer,
         reprice_every: config.reprice_every,
     };
-    let Shop { instance, clock, entropy, ledger: _, books: ledger, rails, chains: _, quoter } = shop;
-    let gateway = Gateway::bind(gateway, Ports { rails, tokens: None, ledger, clock, entropy, instance, quoter }).await;
+    let Shop { instance, clock, entropy, ledger: books, books: ledger, rails, tokens, quoter, .. } = shop;
+    let tokens = tokens.map(|rail| Tokens { rail, books });
+    let gateway = Gateway::bind(gateway, Ports { rails, tokens, ledger, clock, entropy, instance, quoter }).await;
     let gateway = gateway.map_err(|error| match &error {
         BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             let hint =
@@ -274,7 +312,8 @@ fn processors() -> usize {
 /// What every route costs, in the order of the config, and what is not offered yet.
 async fn accesses(config: &Config, shop: &Shop) -> anyhow::Result<(Vec<Access>, Vec<Unpriced>)> {
     let (mut notes, mut unpriced) = (Notes::default(), Vec::new());
-    let offerings: Vec<_> = shop.rails.iter().map(|rail| rail.clone() as Arc<dyn Offering>).collect();
+    let rails = shop.rails.iter().map(|rail| rail.clone() as Arc<dyn Offering>);
+    let offerings: Vec<_> = rails.chain(shop.tokens.iter().map(|rail| rail.clone() as Arc<dyn Offering>)).collect();
     let mut accesses = Vec::with_capacity(config.routes.len());
     for (index, route) in config.routes.iter().enumerate() {
         let Some(paid) = &route.paid else {

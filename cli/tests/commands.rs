@@ -89,6 +89,7 @@ fn price_names_route_upstream_and_terms_without_secrets() {
          match     GET /v1/{name}\n\
          upstream  http://127.0.0.1:1/base/v1/xA?q=1\n\
          price     $0.01\n\
+         rails     x402\n\
          settle    before_response\n\
          pay       USDC on eip155:84532 to ${FAREBOX_PAY_TO} (0x036CbD53842c5426634e7929541eC2318f3dCF7e)\n"
     );

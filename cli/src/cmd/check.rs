@@ -1,6 +1,7 @@
 //! `farebox check`: the config first, then the world it speaks of.
 
 mod finding;
+mod lightning;
 mod live;
 #[cfg(feature = "demo")]
 mod rehearse;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 use self::finding::{Findings, Outcome};
 use super::{Globals, print, serve::runtime};
 use crate::{
-    config::{self, LoadError, mistake::Mistakes},
+    config::{self, LoadError, mistake::Mistakes, resolve::Log},
     logging, system,
 };
 
@@ -44,7 +45,8 @@ pub(crate) struct Args {
 /// # Errors
 /// The config is not there, or standard output is closed.
 pub(crate) fn run(args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    logging::start(&logging::QUIET)?;
+    // Findings tell what a gateway would warn of, and its trial is refused invoices on purpose.
+    logging::start(&Log { level: tracing::Level::ERROR, ..logging::QUIET })?;
     let mut findings = Findings::default();
     if let Err(mistakes) = look(args, globals, &mut findings)? {
         // In text they are told as every command tells them, with the lines they stand on.
@@ -63,26 +65,27 @@ fn look(args: &Args, globals: &Globals, findings: &mut Findings) -> anyhow::Resu
         Err(LoadError::Mistakes(mistakes)) => return Ok(Err(mistakes)),
         Err(other) => return Err(other.into()),
     };
-    let chains = match config.chains_with_secrets(&system::environment) {
-        Ok(chains) => chains,
+    let secrets = match config.secrets(&system::environment) {
+        Ok(secrets) => secrets,
         Err(mistakes) => return Ok(Err(mistakes)),
     };
     let path = globals.config.display();
     let (routes, networks) = (count(config.routes.len(), "route"), count(config.chains.len(), "chain"));
-    findings.pass("config", path.to_string(), format!("{routes} and {networks}; every secret is there"));
+    let node = if config.lightning.is_some() { ", and a Lightning node" } else { "" };
+    findings.pass("config", path.to_string(), format!("{routes} and {networks}{node}; every secret is there"));
     world::worth(&config, findings);
     if args.offline {
         return Ok(Ok(()));
     }
     let runtime = runtime()?;
     if !args.live {
-        runtime.block_on(Box::pin(world::ask(&config, chains, findings)));
+        runtime.block_on(Box::pin(world::ask(&config, secrets, findings)));
         return Ok(Ok(()));
     }
-    runtime.block_on(Box::pin(live::look(&config, &chains, args.url.as_ref(), findings)));
+    runtime.block_on(Box::pin(live::look(&config, &secrets, args.url.as_ref(), findings)));
     #[cfg(feature = "demo")]
     if args.rehearse {
-        runtime.block_on(Box::pin(rehearse::run(&config, &chains, findings)));
+        runtime.block_on(Box::pin(rehearse::run(&config, &secrets.chains, findings)));
     }
     Ok(Ok(()))
 }

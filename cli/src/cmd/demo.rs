@@ -337,8 +337,8 @@ async fn serve_config(
     stopped: oneshot::Receiver<()>,
 ) -> anyhow::Result<(String, tokio::task::JoinHandle<anyhow::Result<()>>)> {
     let config = config::load(config)?;
-    let chains = config.chains_with_secrets(&|name| (name == "RELAYER_KEY").then(|| relayer_key.to_owned()))?;
-    let shop = wiring::open(&config, &config.ledger, chains).await?;
+    let secrets = config.secrets(&|name| (name == "RELAYER_KEY").then(|| relayer_key.to_owned()))?;
+    let shop = wiring::open(&config, &config.ledger, secrets).await?;
     let listening = Listening { addresses: config.listen.clone(), tls: None };
     let gateway = wiring::bind(&config, shop, listening).await?.gateway;
     let address = gateway.addresses().first().copied().context("the gateway listens nowhere")?;

@@ -3,14 +3,14 @@
 use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
-use farebox_core::{Access, Price, Pricing, SettleWhen, Untrusted};
+use farebox_core::{Access, Grant, Price, Pricing, RailName, SettleWhen, TokenScope, Untrusted};
 use farebox_evm::{Pegged, checksum};
 use farebox_gateway::RouteTable;
 use http::Method;
 use serde::Serialize;
 
 use super::Globals;
-use crate::config::{self, Chain, Config, PaidRoute, Route};
+use crate::config::{self, Chain, Config, PaidRoute, Route, values::ms_text};
 
 /// Say which route and price apply to a request. Needs no secret and no network. Exit code 1 if no route applies.
 #[derive(Debug, clap::Args)]
@@ -77,8 +77,13 @@ struct Priced {
 #[derive(Debug, Serialize)]
 struct Charge {
     price: String,
+    /// In the order in which they are offered.
+    rails: Vec<&'static str>,
     /// What a bill names, as far as is known without asking a chain.
     payable: Vec<Payable>,
+    /// What a Lightning invoice costs and buys, if the route takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lightning: Option<Invoiced>,
     settle: &'static str,
     description: String,
     mime_type: String,
@@ -90,6 +95,19 @@ struct Payable {
     asset: String,
     address: String,
     pay_to: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Invoiced {
+    network: &'static str,
+    price: String,
+    /// Such as `1 call`, `100 calls`, `1h`.
+    buys: String,
+    /// What of requests its token is good for: `route` or `request`.
+    bind: &'static str,
+    tier: u8,
+    /// The route's name in the token.
+    service: String,
 }
 
 fn verdict(config: &Config, method: &Method, target: &str) -> anyhow::Result<Verdict> {
@@ -112,16 +130,38 @@ fn verdict(config: &Config, method: &Method, target: &str) -> anyhow::Result<Ver
 }
 
 fn charge(config: &Config, route: &Route) -> Option<Charge> {
-    let PaidRoute { pricing: Pricing { price, .. }, settle, description, mime_type, .. } = route.paid.as_ref()?;
+    let PaidRoute { pricing, settle, description, mime_type, .. } = route.paid.as_ref()?;
+    let Pricing { price, rails, .. } = pricing;
+    let by_chain = rails.iter().any(|rail| *rail != RailName::L402);
     Some(Charge {
         price: price.to_string(),
-        payable: config.chains.iter().flat_map(|chain| payable(chain, price)).collect(),
+        rails: rails.iter().map(|rail| rail.as_str()).collect(),
+        payable: config.chains.iter().filter(|_| by_chain).flat_map(|chain| payable(chain, price)).collect(),
+        lightning: invoiced(config, pricing),
         settle: match settle {
             SettleWhen::BeforeUpstream => "before_upstream",
             SettleWhen::BeforeResponse => "before_response",
         },
         description: description.clone(),
         mime_type: mime_type.clone(),
+    })
+}
+
+fn invoiced(config: &Config, pricing: &Pricing) -> Option<Invoiced> {
+    let terms = pricing.token.as_ref()?;
+    Some(Invoiced {
+        network: config.lightning.as_ref()?.network.as_str(),
+        price: terms.price.to_string(),
+        buys: match terms.grant {
+            Grant::Calls(calls) => format!("{calls} call{}", if calls.get() == 1 { "" } else { "s" }),
+            Grant::For(time) => ms_text(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        },
+        bind: match terms.scope {
+            TokenScope::Route => "route",
+            TokenScope::Request => "request",
+        },
+        tier: terms.tier,
+        service: terms.service.to_string(),
     })
 }
 
@@ -150,7 +190,12 @@ impl std::fmt::Display for Verdict {
                 for way in &charge.payable {
                     writeln!(ways, "pay       {} on {} to {} ({})", way.asset, way.network, way.pay_to, way.address)?;
                 }
-                write!(f, "price     {}\nsettle    {}\n{ways}", charge.price, charge.settle)
+                if let Some(Invoiced { network, price, buys, bind, .. }) = &charge.lightning {
+                    let good = if *bind == "request" { ", for this request alone" } else { "" };
+                    writeln!(ways, "pay       {price} by Lightning on Bitcoin's {network}: {buys}{good}")?;
+                }
+                let rails = charge.rails.join(", ");
+                write!(f, "price     {}\nrails     {rails}\nsettle    {}\n{ways}", charge.price, charge.settle)
             }
         }
     }

@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use farebox_core::Access;
-use farebox_evm::{ChainConfig, NativeRole, is_test_network};
+use farebox_evm::{NativeRole, is_test_network};
 use tracing::{info, warn};
 
 use super::Globals;
 use crate::{
     admin,
-    config::{self, Config},
+    config::{self, Config, Secrets},
     logging, system,
     wiring::{self, Bound, Listening},
 };
@@ -26,8 +26,8 @@ pub(crate) struct Args {}
 pub(crate) fn run(_args: &Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let config = config::load(&globals.config)?;
     logging::start(&config.log)?;
-    let chains = config.chains_with_secrets(&system::environment)?;
-    runtime()?.block_on(serve(&config, chains))?;
+    let secrets = config.secrets(&system::environment)?;
+    runtime()?.block_on(serve(&config, secrets))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -39,12 +39,15 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime could not be started")
 }
 
-async fn serve(config: &Config, chains: Vec<ChainConfig>) -> anyhow::Result<()> {
+async fn serve(config: &Config, secrets: Secrets) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must not leave a half-started gateway.
     let mut stop = Stop::new()?;
     let start = async {
-        let mut shop = wiring::open(config, &config.ledger, chains).await?;
+        let mut shop = wiring::open(config, &config.ledger, secrets).await?;
         tell_chains(config);
+        if let Some(lightning) = &shop.lightning {
+            tokio::spawn(lightning.rail.clone().follow());
+        }
         if let Some(keys) = shop.quote_keys(config) {
             tokio::spawn(wiring::keep_quote_keys_young(keys));
         }
@@ -93,6 +96,9 @@ fn tell_chains(config: &Config) {
         if is_test_network(network) && config.routes.iter().any(|route| route.paid.is_some()) {
             warn!(%network, "this is a test network: what is paid here is worth nothing");
         }
+    }
+    if let Some(lightning) = config.lightning.as_ref().filter(|lightning| lightning.network.is_test()) {
+        warn!(network = %lightning.network, "this is a test network of Bitcoin's: what is paid here is worth nothing");
     }
     for told in config::never_offered(config) {
         warn!("{told}");

@@ -2,12 +2,13 @@
 
 use std::{ops::Range, time::Duration};
 
-use farebox_core::{Access, EvmAddress, Price, RailName, SettleWhen, Untrusted};
+use farebox_core::{Access, EvmAddress, Price, Pricing, RailName, SettleWhen, Untrusted};
 use farebox_evm::{NativeRole, Pegged, RateConfig, RateSource, is_test_network, known_asset};
 use farebox_gateway::{AdmissionLimits, RouteTable, RouteTableError};
 
 use super::{
     chains::Chain,
+    lightning::{self, Lightning},
     read::{Located, Notes},
     resolve::{Config, PaidRoute, Route},
     values::ms_text,
@@ -39,23 +40,67 @@ pub(super) fn note_conflicts(routes: &[Route], notes: &mut Notes) {
     }
 }
 
-/// Notes every paid route that cannot be paid as it says, and a shop that would take worthless money for real.
-pub(super) fn note_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], routes: &[Route], notes: &mut Notes) {
-    let paid = || routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?)));
-    for (index, route) in paid() {
-        if let Some(what) = why_unpayable(chains, rates, &route.pricing.price) {
-            notes.wrong::<()>(route.price_span.clone(), format!("route[{index}].price"), what);
+/// By what a seller is paid.
+pub(super) struct Seller<'a> {
+    pub(super) chains: &'a [Chain],
+    pub(super) rates: &'a [Located<RateConfig>],
+    pub(super) lightning: Option<&'a Lightning>,
+}
+
+/// Notes every paid route that cannot be paid as it says.
+pub(super) fn note_unpayable(seller: &Seller<'_>, routes: &[Route], notes: &mut Notes) {
+    let rated = |symbol: &str| seller.rates.iter().any(|rate| rate.get_ref().symbol == symbol);
+    for (index, paid) in paid(routes) {
+        let Pricing { price, rails, token, .. } = &paid.pricing;
+        // That there is no [lightning] is told of the rails.
+        if let (Some(terms), Some(span), Some(_)) = (token, &paid.token_price_span, seller.lightning)
+            && let Some((what, hint)) = lightning::why_unpayable(&terms.price, rated)
+        {
+            notes.wrong_hint::<()>(span.clone(), format!("route[{index}].price"), what, hint);
+        }
+        let in_bitcoin = lightning::is_chargeable(price) && matches!(price, Price::Token { .. });
+        let key = || format!("route[{index}].price");
+        match (in_bitcoin, rails.contains(&RailName::L402)) {
+            (true, true) => {}
+            (true, false) => {
+                let what = format!("{price} is paid by Lightning, and this route does not take it");
+                let hint = "add a [lightning] table, and \"l402\" to the route's rails if it names them";
+                notes.wrong_hint::<()>(paid.price_span.clone(), key(), what, hint);
+            }
+            (false, l402) => {
+                let by_chain = rails.iter().any(|rail| *rail != RailName::L402) || !l402;
+                if let Some(what) = by_chain.then(|| why_unpayable(seller.chains, seller.rates, price)).flatten() {
+                    notes.wrong::<()>(paid.price_span.clone(), key(), what);
+                }
+            }
         }
     }
-    let test = chains.iter().find(|chain| is_test_network(&chain.network));
-    let real = chains.iter().find(|chain| !is_test_network(&chain.network));
-    if let (Some(test), Some(real), Some(_)) = (test, real, paid().next()) {
-        let what = format!(
-            "{} is a test network and {} is not: whoever pays there gets for nothing what others pay for",
-            test.network, real.network
-        );
-        notes.wrong_hint::<()>(test.span.clone(), "chain", what, "run one gateway for tests and another for money");
+}
+
+/// Notes a shop that would take worthless money for real.
+pub(super) fn note_mixed_networks(seller: &Seller<'_>, routes: &[Route], notes: &mut Notes) {
+    if paid(routes).next().is_none() {
+        return;
     }
+    let chains = seller.chains.iter().map(|chain| {
+        let real = !is_test_network(&chain.network);
+        (real, chain.network.to_string(), chain.span.clone(), "chain")
+    });
+    let lightning = seller.lightning.iter().map(|lightning| {
+        let network = lightning.network;
+        (!network.is_test(), format!("Bitcoin's {network}"), lightning.span.clone(), "lightning.network")
+    });
+    let (real, test): (Vec<_>, Vec<_>) = chains.chain(lightning).partition(|(real, ..)| *real);
+    if let (Some((_, test, span, key)), Some((_, real, ..))) = (test.first(), real.first()) {
+        let what = format!(
+            "{test} is a test network and {real} is not: whoever pays there gets for nothing what others pay for"
+        );
+        notes.wrong_hint::<()>(span.clone(), *key, what, "run one gateway for tests and another for money");
+    }
+}
+
+fn paid(routes: &[Route]) -> impl Iterator<Item = (usize, &PaidRoute)> {
+    routes.iter().enumerate().filter_map(|(index, route)| Some((index, route.paid.as_ref()?)))
 }
 
 fn why_unpayable(chains: &[Chain], rates: &[Located<RateConfig>], price: &Price) -> Option<String> {
@@ -96,6 +141,10 @@ pub(crate) fn never_offered(config: &Config) -> Vec<String> {
     }
     let rated = |symbol: &str| config.rates.iter().any(|rate| rate.symbol == symbol);
     let mut told = Vec::new();
+    if config.lightning.is_some() && paid.iter().all(|paid| paid.pricing.token.is_none()) {
+        let what = "Lightning is configured and never offered: no route has a price that an invoice can be made over";
+        told.push(format!("{what}; say what one costs, as in l402 = {{ price = \"10 sat\" }}"));
+    }
     for chain in &config.chains {
         let native = chain.native.as_ref().filter(|native| native.role == NativeRole::Payment);
         let tokens = chain.assets.iter().map(|asset| (&asset.symbol, asset.pegged, chain.relayer.is_some()));
@@ -158,7 +207,7 @@ pub(super) fn note_unconfigured_rails(configured: &[RailName], chains: &[Chain],
     let lacks = |rail: &RailName| match rail {
         RailName::X402 => "no [[chain]] has a relayer to settle x402 payments with",
         RailName::Transfer => "transfers need a [transfer] table and a public_url",
-        RailName::L402 => "Lightning needs a [lightning] table",
+        RailName::L402 => "payments by Lightning need a [lightning] table",
     };
     for (index, route) in routes.iter().enumerate() {
         let Some(paid) = &route.paid else { continue };
@@ -199,7 +248,9 @@ pub(super) fn note_short_lease(
     let paid = routes.iter().filter(|route| route.paid.is_some());
     let upstream = paid.map(|route| route.upstream.connect_timeout + route.upstream.response_timeout).max();
     let settle = chains.iter().map(|chain| chain.limits.settle_timeout + chain.limits.lane_wait).max();
-    let (Some(upstream), Some(settle)) = (upstream, settle) else { return };
+    let Some(upstream) = upstream else { return };
+    // A token's call is settled before it is made.
+    let settle = settle.unwrap_or_default();
     let longest = upstream + limits.answer_timeout + settle;
     if limits.lease <= longest {
         let what = format!(

@@ -7,6 +7,7 @@ use farebox_gateway::{UpstreamHost, UpstreamUrl};
 use ipnet::IpNet;
 
 use super::{
+    lightning::{Calls, LightningLiteral, RouteTokenLiteral, TokenTime},
     money::{
         Confirmations, FinalityLiteral, NetworkFeeLiteral, Percent, PricingLiteral, QuorumLiteral, RateLiteral,
         RpcSource, TransferLiteral,
@@ -56,11 +57,13 @@ keys! {
         "audit_file" audit_file: FilePath, Means("it is in the ledger alone: `farebox audit export`");
         /// Transfers claimed by their hash.
         "transfer" transfer: TransferLiteral, Means("transfers are not taken");
+        /// Payments by Bitcoin Lightning (L402).
+        "lightning" lightning: LightningLiteral, Means("Lightning payments are not taken");
         /// How prices follow rates and network fees.
         "pricing" pricing: PricingLiteral, Default("{}");
         /// What coins and tokens are worth in dollars.
         "rate" rate: Tables<RateLiteral, 64>, Default("[]");
-        /// Networks to be paid on; at least one if a route has a price.
+        /// Networks to be paid on; at least one if a route has a price that is not paid by Lightning alone.
         "chain" chain: Tables<ChainLiteral, 32>, Default("[]");
         /// What is sold, and what is given away. What no route names is answered 404.
         "route" route: Tables<RouteLiteral, 10_000>, Refused;
@@ -258,6 +261,12 @@ keys! {
         "price" price: Price, Means("the route must say `free = true`");
         /// The route costs nothing.
         "free" free: bool, Means("the route must have a price");
+        /// How many calls one Lightning invoice buys.
+        "calls" calls: Calls, Means("1, unless `for` or `l402` says otherwise");
+        /// How long what one Lightning invoice buys can be used.
+        "for" time: TokenTime, Means("`calls` says how often");
+        /// What else there is to say of the tokens that Lightning invoices buy.
+        "l402" l402: RouteTokenLiteral, Means("as if it were empty");
         /// Ways to pay.
         "rails" rails: Many<RailName, 1, 3>, Means("all that are configured");
         /// What the settlement's gas has to do with the price, where we pay it (x402).

@@ -126,7 +126,7 @@ fn floor_char_boundary(text: &str, at: usize) -> usize {
 const URL_PATH_SHOWN_MAX: usize = 20;
 
 /// Words that stand on a line with a secret.
-const SECRET_WORDS: [&str; 4] = ["key", "pass", "pasw", "relayer"];
+const SECRET_WORDS: [&str; 8] = ["key", "pass", "pasw", "relayer", "secret", "nwc", "rune", "macaroon"];
 
 /// The line with every character of what may be a secret as `*`: runs of 64 hex digits or more, what follows the host of a
 /// URL and its user part, and any text in quotes on a line that names a secret, unless it only refers to one. A terminal's

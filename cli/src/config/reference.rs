@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
+    lightning::{ClnLiteral, LdkLiteral, LightningLiteral, LndLiteral, NodeLiteral, RouteTokenLiteral},
     literal::{
         AdminLiteral, AdmissionLiteral, ChainLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, RelayerLiteral,
         ReplayLiteral, RouteLiteral, ServerLiteral, TlsLiteral, UpstreamLiteral,
@@ -38,10 +39,24 @@ upstream = \"http://127.0.0.1:9000\"
 price = \"$0.01\"
 ```
 
+By Bitcoin Lightning alone, as many:
+
+```toml
+[lightning]
+network = \"bitcoin\"
+node = { lnd = { url = \"https://127.0.0.1:8080\", macaroon = \"file:invoice.macaroon\", cert = \"tls.cert\" } }
+
+[[route]]
+match = \"GET /v1/*\"
+upstream = \"http://127.0.0.1:9000\"
+price = \"10 sat\"
+```
+
 A secret is never written in the file: `\"${NAME}\"` is an environment variable, `\"file:PATH\"` a file. Paths are relative to the
 folder of the config file. Durations are written `\"250ms\"`, `\"30s\"`, `\"10m\"`, `\"1h\"`; sizes `\"64KiB\"`, `\"8MiB\"` or a number of
-bytes. A `$` price needs a dollar token on every chain; a price such as `\"0.01 USDC\"` that token on one chain at least. A route
-with a price is not served if the config has both test networks and real ones.
+bytes. A `$` price needs a dollar token on every chain, and for Lightning the [[rate]] of BTC; a price such as `\"0.01 USDC\"` that token on one
+chain at least; one in `sat` or `msat` is paid by Lightning alone. A route with a price is not served if the config has both test
+networks and real ones.
 ";
 
 fn page() -> String {
@@ -62,11 +77,17 @@ fn page() -> String {
     section::<QuorumLiteral>(&mut page);
     section::<TierLiteral>(&mut page);
     section::<TransferLiteral>(&mut page);
+    section::<LightningLiteral>(&mut page);
+    section::<NodeLiteral>(&mut page);
+    section::<LndLiteral>(&mut page);
+    section::<ClnLiteral>(&mut page);
+    section::<LdkLiteral>(&mut page);
     section::<PricingLiteral>(&mut page);
     section::<RateLiteral>(&mut page);
     section::<ChainlinkLiteral>(&mut page);
     section::<HttpRateLiteral>(&mut page);
     section::<RouteLiteral>(&mut page);
+    section::<RouteTokenLiteral>(&mut page);
     section::<NetworkFeeLiteral>(&mut page);
     page
 }
@@ -114,6 +135,9 @@ fn every_default_can_be_read() {
     check::<SourceLiteral>();
     check::<QuorumLiteral>();
     check::<TransferLiteral>();
+    check::<LightningLiteral>();
+    check::<LdkLiteral>();
+    check::<RouteTokenLiteral>();
     check::<PricingLiteral>();
     check::<RateLiteral>();
     check::<NetworkFeeLiteral>();

@@ -19,12 +19,14 @@ use url::Url;
 use super::{
     chains::{self, Chain},
     consistency,
+    lightning::{self, Lightning},
     literal::{
         AdmissionLiteral, FileLiteral, LogLiteral, ReconcilerLiteral, ReplayLiteral, RouteLiteral, ServerLiteral,
         Timeout, TlsLiteral, UpstreamLiteral,
     },
     mistake::Mistakes,
     money::TransferLiteral,
+    node::NodeSource,
     rates,
     read::{Located, Notes},
     secret::Environment,
@@ -53,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) audit_file: Option<PathBuf>,
     /// `None`: transfers are not taken.
     pub(crate) transfer: Option<TransferTimes>,
+    /// `None`: Lightning payments are not taken.
+    pub(crate) lightning: Option<Lightning>,
     /// How often prices are made again.
     pub(crate) reprice_every: Duration,
     pub(crate) rates: Vec<RateConfig>,
@@ -104,26 +108,41 @@ pub(crate) struct PaidRoute {
     pub(crate) price_span: Range<usize>,
     /// Where they are named, if they are.
     pub(crate) rails_span: Option<Range<usize>>,
+    /// Where the price of a token is said, if tokens are sold.
+    pub(crate) token_price_span: Option<Range<usize>>,
     pub(crate) settle: SettleWhen,
     pub(crate) description: String,
     pub(crate) mime_type: String,
 }
 
+/// What the parts are made of that need secrets.
+#[derive(Clone, Debug)]
+pub(crate) struct Secrets {
+    /// In the order of [`Config::chains`].
+    pub(crate) chains: Vec<ChainConfig>,
+    /// If there is a `[lightning]`.
+    pub(crate) node: Option<NodeSource>,
+}
+
 impl Config {
-    /// Every chain with its secrets, in the order of [`Config::chains`]. An encrypted keystore takes some seconds of CPU.
+    /// Everything that needs secrets. An encrypted keystore takes some seconds of CPU.
     ///
     /// # Errors
     /// Every secret that could not be fetched or is not what it should be, at its place.
-    pub(crate) fn chains_with_secrets(&self, env: Environment<'_>) -> Result<Vec<ChainConfig>, Mistakes> {
+    pub(crate) fn secrets(&self, env: Environment<'_>) -> Result<Secrets, Mistakes> {
         let mut notes = Notes::default();
+        let node = match &self.lightning {
+            None => Some(None),
+            Some(lightning) => lightning.with_secrets(self.dir(), env, &mut notes).map(Some),
+        };
         let fetched: Vec<Option<ChainConfig>> = self
             .chains
             .iter()
             .enumerate()
             .map(|(index, chain)| chain.with_secrets(index, self.dir(), env, &mut notes))
             .collect();
-        match fetched.into_iter().collect() {
-            Some(all) if notes.list.is_empty() => Ok(all),
+        match (fetched.into_iter().collect(), node) {
+            (Some(chains), Some(node)) if notes.list.is_empty() => Ok(Secrets { chains, node }),
             _ => Err(self.mistakes(notes)),
         }
     }
@@ -171,13 +190,21 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
         None => Some(None),
         Some(transfer) => resolve_transfer(transfer, public_url.is_some(), notes).map(Some),
     };
-    let configured = configured_rails(chains.as_deref(), transfer.as_ref());
+    let told_lightning = notes.list.iter().any(|mistake| mistake.key.starts_with("lightning"));
+    let lightning = match file.lightning {
+        None if told_lightning => None,
+        None => Some(None),
+        Some(lightning) => lightning::resolve(lightning, dir, notes).map(Some),
+    };
+    let configured = configured_rails(chains.as_deref(), transfer.as_ref(), lightning.as_ref());
     let routes = routes(value(file.route), upstream.as_ref(), &configured, dir, notes);
     if let Some(routes) = &routes {
         consistency::note_conflicts(routes, notes);
     }
-    if let (Some(chains), Some(rates), Some(routes)) = (&chains, &rates, &routes) {
-        consistency::note_unpayable(chains, rates, routes, notes);
+    if let (Some(chains), Some(rates), Some(routes), Some(lightning)) = (&chains, &rates, &routes, &lightning) {
+        let seller = consistency::Seller { chains, rates, lightning: lightning.as_ref() };
+        consistency::note_unpayable(&seller, routes, notes);
+        consistency::note_mixed_networks(&seller, routes, notes);
         consistency::note_too_fine(chains, routes, notes);
         consistency::note_unconfigured_rails(&configured, chains, routes, notes);
     }
@@ -217,6 +244,7 @@ pub(super) fn resolve(path: &Path, text: &str, file: FileLiteral, notes: &mut No
         },
         audit_file: value(file.audit_file).map(|path| dir.join(path.0)),
         transfer: transfer?,
+        lightning: lightning?,
         reprice_every: value(value(file.pricing)?.refresh)?.0,
         rates: rates?,
         chains: chains?,
@@ -304,14 +332,19 @@ fn resolve_transfer(
     Some(times)
 }
 
-/// The rails that the config has all parts of, in the order in which they are offered.
-fn configured_rails(chains: Option<&[Chain]>, transfer: Option<&Option<TransferTimes>>) -> Vec<RailName> {
-    let x402 = chains.is_none_or(|chains| chains.iter().any(|chain| chain.relayer.is_some()));
-    let transfer = transfer.is_none_or(Option::is_some);
-    [(x402, RailName::X402), (transfer, RailName::Transfer)]
-        .into_iter()
-        .filter_map(|(configured, rail)| configured.then_some(rail))
-        .collect()
+/// The rails that the config has all parts of, in the order in which they are offered. Of a part that could not be read it is not said that
+/// it is missing.
+fn configured_rails(
+    chains: Option<&[Chain]>,
+    transfer: Option<&Option<TransferTimes>>,
+    lightning: Option<&Option<Lightning>>,
+) -> Vec<RailName> {
+    let configured = |rail: &RailName| match rail {
+        RailName::X402 => chains.is_none_or(|chains| chains.iter().any(|chain| chain.relayer.is_some())),
+        RailName::L402 => lightning.is_none_or(Option::is_some),
+        RailName::Transfer => transfer.is_none_or(Option::is_some),
+    };
+    RailName::ALL.into_iter().filter(configured).collect()
 }
 
 fn resolve_log(log: LogLiteral) -> Option<Log> {
@@ -363,13 +396,15 @@ fn resolve_route(
 ) -> Option<Route> {
     let (span, route) = (route.span(), route.into_inner());
     let is_free = route.free.as_ref().is_some_and(|free| *free.get_ref());
+    let matches = route.pattern.as_ref()?;
+    let id = RouteId::new(route.id.as_ref().map_or(&matches.get_ref().text, |id| id.get_ref()).as_str());
     let paid = match (&route.price, is_free) {
         (Some(price), true) => {
             let what = "a route has a price or is free, and this one says both";
             notes.wrong_hint(price.span(), format!("route[{index}].price"), what, "take out `price` or `free`")
         }
         (None, true) => Some(None),
-        (Some(_), false) => resolve_paid(&route, rails).map(Some),
+        (Some(_), false) => resolve_paid(index, &route, &id, rails, notes).map(Some),
         // A price that could not be read, or its key.
         (None, false) if notes.told(&format!("route[{index}].price")) => None,
         (None, false) => notes.wrong_hint(
@@ -383,7 +418,7 @@ fn resolve_route(
     let own = [route.connect_timeout, route.response_timeout, route.idle_timeout];
     Some(Route {
         span: matches.span(),
-        id: RouteId::new(value(route.id).unwrap_or_else(|| matches.get_ref().text.clone())),
+        id,
         upstream: resolve_upstream(value(route.upstream)?, own, upstream?, dir)?,
         matches: matches.into_inner(),
         request_body_bytes_max: value(route.request_body_bytes_max).map(|max| max.0),
@@ -416,10 +451,22 @@ fn resolve_upstream(
     })
 }
 
-fn resolve_paid(route: &RouteLiteral, configured: &[RailName]) -> Option<PaidRoute> {
+fn resolve_paid(
+    index: usize,
+    route: &RouteLiteral,
+    id: &RouteId,
+    configured: &[RailName],
+    notes: &mut Notes,
+) -> Option<PaidRoute> {
     let price = route.price.as_ref()?;
     let text = |text: &Option<Located<String>>| text.as_ref().map(|text| text.get_ref().clone()).unwrap_or_default();
+    let rails = match &route.rails {
+        None => rails_by_default(route, configured),
+        Some(rails) => rails.get_ref().0.iter().map(|rail| *rail.get_ref()).collect(),
+    };
+    let token = lightning::token(index, route, id, &rails, notes)?;
     Some(PaidRoute {
+        token_price_span: token.as_ref().map(|token| token.price_span.clone()),
         pricing: Pricing {
             price: price.get_ref().clone(),
             network_fee: FeeTerms {
@@ -432,11 +479,8 @@ fn resolve_paid(route: &RouteLiteral, configured: &[RailName]) -> Option<PaidRou
                 },
                 share_percent_max: route.max_fee_share.as_ref().map(|share| share.get_ref().0),
             },
-            rails: match &route.rails {
-                None => configured.to_vec(),
-                Some(rails) => rails.get_ref().0.iter().map(|rail| *rail.get_ref()).collect(),
-            },
-            token: None,
+            rails,
+            token: token.map(|token| token.terms),
         },
         price_span: price.span(),
         rails_span: route.rails.as_ref().map(Spanned::span),
@@ -444,4 +488,11 @@ fn resolve_paid(route: &RouteLiteral, configured: &[RailName]) -> Option<PaidRou
         description: text(&route.description),
         mime_type: text(&route.mime_type),
     })
+}
+
+/// All that are configured; but a price in a token is none by Lightning, unless the route says what an invoice costs or buys.
+fn rails_by_default(route: &RouteLiteral, configured: &[RailName]) -> Vec<RailName> {
+    let of_tokens = route.l402.is_some() || route.calls.is_some() || route.time.is_some();
+    let invoiced = of_tokens || route.price.as_ref().is_none_or(|price| lightning::is_chargeable(price.get_ref()));
+    configured.iter().copied().filter(|rail| *rail != RailName::L402 || invoiced).collect()
 }

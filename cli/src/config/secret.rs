@@ -101,11 +101,15 @@ impl fmt::Display for SecretRef {
     }
 }
 
-/// A node's URL, parts of which may come from the environment. Its path may hold a provider's key, so it never prints.
+/// A text, parts of which may come from the environment. It may hold a password, so it never prints.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct RpcTemplate {
+pub(crate) struct Template {
     parts: Vec<Part>,
 }
+
+/// A node's URL, parts of which may come from the environment. Its path may hold a provider's key, so it never prints.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct RpcTemplate(Template);
 
 #[derive(Clone, PartialEq, Eq)]
 enum Part {
@@ -113,39 +117,31 @@ enum Part {
     Env(String),
 }
 
-impl Literal for RpcTemplate {
+impl Literal for Template {
     fn expected() -> String {
-        "an http, https, ws or wss URL, in which ${NAME} stands for an environment variable".to_owned()
+        "a text in which ${NAME} stands for an environment variable".to_owned()
     }
 
     fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {
-        let wrong = |notes: &mut Notes, found: &str| {
-            notes.wrong(value.span(), at.path(), format!("expected {}, found {found}", Self::expected()))
-        };
-        let Some(text) = value.get_ref().as_str() else {
-            return wrong(notes, "no text");
-        };
-        let Some(parts) = split_template(text) else {
-            return wrong(notes, "a ${ without a name and a }");
-        };
-        let url = Self { parts };
-        // A 1 can stand in every part of a URL but its scheme.
-        match url.fetch(&|_| Some("1".to_owned())) {
-            // A variable for the whole URL, or for its scheme, is looked at when it is fetched.
-            _ if matches!(url.parts.first(), Some(Part::Env(_))) => Some(url),
-            Ok(_) => Some(url),
-            // Not what was found: it may hold a provider's key.
-            Err(why) => notes.wrong(value.span(), at.path(), why),
-        }
+        Self::split(value).map_or_else(
+            |found| notes.wrong(value.span(), at.path(), format!("expected {}, found {found}", Self::expected())),
+            Some,
+        )
     }
 }
 
-impl RpcTemplate {
-    /// The URL with its variables filled in.
+impl Template {
+    /// What was found instead, if it is no template; never the text.
+    fn split(value: &Spanned<DeValue<'_>>) -> Result<Self, &'static str> {
+        let text = value.get_ref().as_str().ok_or("no text")?;
+        split_template(text).map(|parts| Self { parts }).ok_or("a ${ without a name and a }")
+    }
+
+    /// The text with its variables filled in.
     ///
     /// # Errors
-    /// Which variable is not set, or that the result is no such URL; never the URL.
-    pub(crate) fn fetch(&self, env: Environment<'_>) -> Result<RpcUrl, String> {
+    /// Which variable is not set or too long; never the text.
+    pub(crate) fn fill(&self, env: Environment<'_>) -> Result<Zeroizing<String>, String> {
         let mut text = Zeroizing::new(String::new());
         for part in &self.parts {
             match part {
@@ -159,6 +155,47 @@ impl RpcTemplate {
                 }
             }
         }
+        Ok(text)
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Template(..)")
+    }
+}
+
+impl Literal for RpcTemplate {
+    fn expected() -> String {
+        "an http, https, ws or wss URL, in which ${NAME} stands for an environment variable".to_owned()
+    }
+
+    fn read(value: &Spanned<DeValue<'_>>, at: &At<'_>, notes: &mut Notes) -> Option<Self> {
+        let wrong = |notes: &mut Notes, found: &str| {
+            notes.wrong(value.span(), at.path(), format!("expected {}, found {found}", Self::expected()))
+        };
+        let url = match Template::split(value) {
+            Ok(template) => Self(template),
+            Err(found) => return wrong(notes, found),
+        };
+        // A 1 can stand in every part of a URL but its scheme.
+        match url.fetch(&|_| Some("1".to_owned())) {
+            // A variable for the whole URL, or for its scheme, is looked at when it is fetched.
+            _ if matches!(url.0.parts.first(), Some(Part::Env(_))) => Some(url),
+            Ok(_) => Some(url),
+            // Not what was found: it may hold a provider's key.
+            Err(why) => notes.wrong(value.span(), at.path(), why),
+        }
+    }
+}
+
+impl RpcTemplate {
+    /// The URL with its variables filled in.
+    ///
+    /// # Errors
+    /// Which variable is not set, or that the result is no such URL; never the URL.
+    pub(crate) fn fetch(&self, env: Environment<'_>) -> Result<RpcUrl, String> {
+        let text = self.0.fill(env)?;
         RpcUrl::parse(&text).map_err(|error| error.to_string())
     }
 }

@@ -20,6 +20,27 @@ upstream = "http://127.0.0.1:9000"
 price = "$0.01"
 "#;
 
+const LIGHTNING: &str = r#"
+[lightning]
+network = "regtest"
+node = { lnd = { url = "https://127.0.0.1:8080", macaroon = "file:invoices.macaroon", cert = "tls.cert" } }
+"#;
+
+/// What a seller by Lightning alone writes.
+const INVOICED: &str = r#"
+[[route]]
+match = "GET /v1/*"
+upstream = "http://127.0.0.1:9000"
+price = "10 sat"
+"#;
+
+/// The mistakes of a seller by Lightning alone in which `from` is replaced by `to`.
+fn told_of_invoices(from: &str, to: &str) -> String {
+    let good = format!("{LIGHTNING}{INVOICED}");
+    assert!(good.contains(from), "{from}");
+    told(&good.replacen(from, to, 1))
+}
+
 fn told(text: &str) -> String {
     parse(Path::new("farebox.toml"), text).expect_err("a mistake").to_string()
 }
@@ -36,7 +57,7 @@ fn told_with(from: &str, to: &str, env: &[(&str, &str)]) -> String {
     let text = format!("{CHAIN}{ROUTE}").replacen(from, to, 1);
     let config = parse(Path::new("no-such-folder/farebox.toml"), &text).expect("a config");
     let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-    config.chains_with_secrets(&env).expect_err("a mistake").to_string()
+    config.secrets(&env).expect_err("a mistake").to_string()
 }
 
 /// One test a mistake: its name is a sentence, its snapshot what the user reads.
@@ -141,6 +162,34 @@ mistakes! {
     );
     a_route_that_outlasts_its_bill_is_refused: told_of("price", "response_timeout = \"115s\"\nprice");
     tls_needs_a_key: told(&format!("tls = {{ cert = \"cert.pem\" }}\n{CHAIN}{ROUTE}"));
+    l402_without_a_lightning_table_is_refused: told_of("price = ", "rails = [\"x402\", \"l402\"]\nprice = ");
+    a_price_in_sat_without_a_lightning_table_is_refused: told_of("$0.01", "10 sat");
+    a_price_in_sat_on_a_route_without_lightning_is_refused:
+        told(&format!("{LIGHTNING}{CHAIN}{ROUTE}").replace("price = \"$0.01\"", "rails = [\"x402\"]\nprice = \"10 sat\""));
+    dollars_by_lightning_need_the_rate_of_a_bitcoin: told_of_invoices("10 sat", "$0.01");
+    a_price_that_no_invoice_can_say_is_refused: told_of_invoices("10 sat", "0.0001 sat");
+    a_token_by_lightning_says_what_its_invoice_costs:
+        told(&format!("{LIGHTNING}{CHAIN}{ROUTE}").replace("price = \"$0.01\"", "calls = 5\nprice = \"0.01 USDC\""));
+    calls_without_lightning_are_refused: told_of("price = ", "calls = 5\nprice = ");
+    an_invoice_buys_calls_or_time: told_of_invoices("price = ", "calls = 5\nfor = \"1h\"\nprice = ");
+    calls_stand_once: told_of_invoices("price = ", "calls = 5\nl402 = { calls = 6 }\nprice = ");
+    the_price_of_a_call_is_none_of_an_hour: told(&format!(
+        "{LIGHTNING}{CHAIN}{ROUTE}for = \"1h\"\n[[rate]]\nsymbol = \"BTC\"\nfixed = \"60000\"\n"
+    ));
+    lightning_needs_a_network: told_of_invoices("network = \"regtest\"\n", "");
+    a_bitcoin_network_by_another_name_is_refused: told_of_invoices("regtest", "mainnet");
+    lightning_needs_one_node: told_of_invoices("{ lnd = {", "{ nwc = \"${NWC}\", lnd = {");
+    lightning_needs_a_node_at_all: told_of_invoices(
+        "{ lnd = { url = \"https://127.0.0.1:8080\", macaroon = \"file:invoices.macaroon\", cert = \"tls.cert\" } }", "{}");
+    a_node_in_plain_http_elsewhere_is_refused: told_of_invoices("https://127.0.0.1:8080", "http://node.example:8080");
+    a_nodes_url_with_a_password_is_refused_and_not_shown: told_of_invoices("https://127", "https://me:hunter2@127");
+    a_wallets_uri_in_the_file_is_refused_and_not_shown: told_of_invoices(
+        "lnd = { url = \"https://127.0.0.1:8080\", macaroon = \"file:invoices.macaroon\", cert = \"tls.cert\" }",
+        "nwc = \"nostr+walletconnect://abc?secret=hunter2\"");
+    a_node_of_an_unknown_kind_is_refused: told_of_invoices("{ lnd = {", "{ eclair = {");
+    an_invoice_that_is_never_offered_again_is_refused: told_of_invoices("network", "invoice_expiry = \"1m\"\nnetwork");
+    worthless_bitcoin_beside_real_dollars_is_refused: told(
+        &format!("{LIGHTNING}{CHAIN}{ROUTE}[[rate]]\nsymbol = \"BTC\"\nfixed = \"60000\"\n").replace("84532", "8453"));
     every_mistake_is_told_in_one_run_in_the_order_of_the_file: told(
         &format!("lisen = 1\n{CHAIN}{ROUTE}").replace("rpc", "rcp").replace("$0.01", "$0,01").replace("GET", "get"),
     );
@@ -155,6 +204,66 @@ fn ten_lines_are_enough() {
     assert!(config.routes[0].paid.is_some() && config.tls.is_none() && config.public_url.is_none());
 }
 
+fn pricing(text: &str) -> farebox_core::Pricing {
+    let config = parse(Path::new("farebox.toml"), text).unwrap_or_else(|mistakes| panic!("{text}\n{mistakes}"));
+    config.routes.into_iter().next().and_then(|route| route.paid).unwrap().pricing
+}
+
+#[test]
+fn a_seller_by_lightning_alone_needs_no_chain() {
+    let pricing = pricing(&format!("{LIGHTNING}{INVOICED}"));
+    let terms = pricing.token.unwrap();
+    assert_eq!(pricing.rails, [farebox_core::RailName::L402]);
+    assert_eq!(
+        (terms.grant, terms.price.to_string(), terms.tier),
+        (farebox_core::Grant::default(), "10 sat".to_owned(), 0)
+    );
+    assert_eq!((&*terms.service, terms.scope), ("GET%20%2Fv1%2F%2A", farebox_core::TokenScope::Route));
+}
+
+#[test]
+fn what_an_invoice_buys_and_costs_is_what_the_route_says() {
+    use farebox_core::{Grant, TokenScope};
+    let calls = |calls: u32| Grant::Calls(calls.try_into().unwrap());
+    let hour = Grant::For(std::time::Duration::from_secs(3600));
+    for (said, grant, price) in [
+        ("calls = 100", calls(100), "1000 sat"),
+        ("l402 = { calls = 100 }", calls(100), "1000 sat"),
+        ("l402 = { calls = 100, price = \"0.8 sat\" }", calls(100), "0.8 sat"),
+        ("calls = 100\nl402 = { price = \"900 sat\" }", calls(100), "900 sat"),
+        ("for = \"1h\"", hour, "10 sat"),
+        ("l402 = { for = \"1h\", price = \"50000 msat\" }", hour, "50000 msat"),
+        ("l402 = {}", calls(1), "10 sat"),
+    ] {
+        let terms = pricing(&format!("{LIGHTNING}{INVOICED}{said}\n")).token.unwrap();
+        assert_eq!((terms.grant, terms.price.to_string()), (grant, price.to_owned()), "{said}");
+    }
+    let bound = "l402 = { bind = \"request\", tier = 3, valid_for = \"1h\" }\n";
+    let terms = pricing(&format!("{LIGHTNING}{INVOICED}{bound}")).token.unwrap();
+    assert_eq!((terms.scope, terms.tier, terms.valid_for.as_secs()), (TokenScope::Request, 3, 3600));
+}
+
+#[test]
+fn a_table_of_tokens_that_is_not_there_says_what_an_empty_one_says() {
+    let [without, empty] =
+        ["", "l402 = {}\n"].map(|said| pricing(&format!("{LIGHTNING}{INVOICED}{said}")).token.unwrap());
+    assert_eq!(without, empty);
+}
+
+#[test]
+fn prices_in_dollars_are_taken_by_every_rail_and_prices_in_a_token_not_by_lightning() {
+    use farebox_core::RailName::{L402, X402};
+    let rate = "[[rate]]\nsymbol = \"BTC\"\nfixed = \"60000\"\n";
+    let both = format!("{LIGHTNING}{CHAIN}{ROUTE}{rate}");
+    assert_eq!(pricing(&both).rails, [X402, L402]);
+    let token = pricing(&both.replace("$0.01", "0.01 USDC"));
+    assert_eq!((&token.rails[..], &token.token), (&[X402][..], &None));
+    let priced = pricing(&both.replace("price = \"$0.01\"", "price = \"0.01 USDC\"\nl402 = { price = \"10 sat\" }"));
+    assert_eq!(priced.rails, [X402, L402]);
+    let ordered = pricing(&both.replace("price", "rails = [\"l402\", \"x402\"]\nprice"));
+    assert_eq!(ordered.rails, [L402, X402]);
+}
+
 /// The gateway and the rail say their defaults in their own types; the reference page says those of the config.
 #[test]
 fn tiers_sources_and_the_native_coin_are_resolved() {
@@ -163,7 +272,7 @@ fn tiers_sources_and_the_native_coin_are_resolved() {
         .replace("[\"USDC\"]", "[\"USDC\", \"native\"]\nconfirmations = [{ up_to = \"$1\", blocks = 1 }, { blocks = \"finalized\" }]\nquorum = { above = \"$9\" }");
     let config = parse(Path::new("farebox.toml"), &text).unwrap();
     let env = |name: &str| Some(if name == "K" { "explorer-key".to_owned() } else { "11".repeat(32) });
-    let chain = config.chains_with_secrets(&env).unwrap().remove(0);
+    let chain = config.secrets(&env).unwrap().chains.remove(0);
     assert_eq!(chain.finality(Some("1".parse().unwrap())), farebox_core::Finality::Blocks(1));
     assert_eq!(chain.finality(Some("1.01".parse().unwrap())), farebox_core::Finality::Finalized);
     assert_eq!(chain.finality(None), farebox_core::Finality::Finalized);
@@ -205,7 +314,7 @@ fn secrets_are_fetched_from_the_environment_and_from_files() {
     let text =
         format!("{CHAIN}{ROUTE}").replace("8545", "${PORT}").replace("${FAREBOX_RELAYER_KEY}", "file:relayer.key");
     let config = parse(&dir.path().join("farebox.toml"), &text).unwrap();
-    let chains = config.chains_with_secrets(&|name| (name == "PORT").then(|| "8546".to_owned())).unwrap();
+    let chains = config.secrets(&|name| (name == "PORT").then(|| "8546".to_owned())).unwrap().chains;
     assert_eq!(chains[0].rpc[0].url.to_string(), "http://127.0.0.1:8546");
     let relayer = chains[0].relayer.as_ref().unwrap();
     assert_eq!(relayer.address(), farebox_evm::EvmKey::from_hex(&key).unwrap().address());

@@ -221,7 +221,7 @@ parsed!(Network, "an EVM network by its CAIP-2 name, such as \"eip155:8453\"", |
     let network: Network = text.parse().map_err(|_| None)?;
     if network.evm_chain_id().is_some() { Ok(network) } else { Err(None) }
 });
-parsed!(Price, "a price such as \"$0.01\" or \"0.01 USDC\"", |text| {
+parsed!(Price, "a price such as \"$0.01\", \"0.01 USDC\" or \"10 sat\"", |text| {
     text.parse().map_err(|error: farebox_core::PriceError| Some(error.to_string()))
 });
 
@@ -407,7 +407,7 @@ words!(
 );
 words!(SettleWhen, "before_response" => Self::BeforeResponse, "before_upstream" => Self::BeforeUpstream);
 words!(UpstreamHost, "upstream" => Self::Upstream, "preserve" => Self::Preserve);
-words!(RailName, "x402" => Self::X402, "transfer" => Self::Transfer);
+words!(RailName, "x402" => Self::X402, "l402" => Self::L402, "transfer" => Self::Transfer);
 
 keys! {
     /// A token by its contract. Its name, version and decimals are read from the chain.

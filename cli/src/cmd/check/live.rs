@@ -7,36 +7,39 @@ mod public;
 use std::{net::SocketAddr, path::Path};
 
 use farebox_core::{Access, NetworkFee, Offer, RailName, ports::Clock as _};
-use farebox_evm::{ChainConfig, checksum};
+use farebox_evm::checksum;
 use farebox_ledger::{OpenError, SqliteReader};
 use farebox_wire::transfer::Quoter;
 use url::Url;
 
 use super::{
     finding::Findings,
+    lightning,
     trial::Trial,
     world::{self, Certificates},
 };
 use crate::{
     config::{
-        Chain, Config,
+        Chain, Config, Secrets,
         values::{LogFormat, PayTo},
     },
     system::{self, SystemClock},
 };
 
 /// Looks at everything. A fault is noted and the rest is looked at nevertheless.
-pub(super) async fn look(config: &Config, chains: &[ChainConfig], url: Option<&Url>, findings: &mut Findings) {
+pub(super) async fn look(config: &Config, secrets: &Secrets, url: Option<&Url>, findings: &mut Findings) {
     versions(config, findings);
     for chain in &config.chains {
         written(config, chain, findings);
     }
     let mut chains_answer = true;
+    let chains = &secrets.chains;
     for chain in chains {
         let report = Box::pin(farebox_evm::inspect(chain, SystemClock.now())).await;
         chains_answer &= world::answers(&report);
         findings.chain_for_money(report);
     }
+    lightning::look(config, secrets.node.as_ref(), findings).await;
     world::ledger(config, findings);
     let dates = world::upstreams(config, findings).await;
     clocks::look(chains, dates, findings).await;
@@ -50,7 +53,7 @@ pub(super) async fn look(config: &Config, chains: &[ChainConfig], url: Option<&U
         let message = "not asked for bills, for without its chains the gateway does not start; see the faults above";
         return findings.warn("bill", "gateway", message);
     }
-    match Box::pin(Trial::start(config, chains.to_vec())).await {
+    match Box::pin(Trial::start(config, chains.clone())).await {
         Ok(trial) => {
             let place = if url.is_some() { Place::Named } else { Place::Here };
             Box::pin(gateway(config, &trial, running, place, findings)).await;
@@ -88,10 +91,18 @@ async fn gateway(config: &Config, trial: &Trial, running: Option<String>, place:
         for offer in &*tariff.board.now().offers {
             fee_share(&format!("route {}", route.id), offer, findings);
         }
+        // A trial's node makes no invoices, so a bill by Lightning alone is not to be had from it.
+        if running.is_none() && tariff.board.now().offers.iter().all(|offer| offer.rail == RailName::L402) {
+            let message =
+                "is billed by Lightning alone; start the gateway and check again, to have an invoice looked at";
+            findings.pass("bill", format!("route {}", route.id), message);
+            continue;
+        }
         let asked = bills::Asked {
             route,
             tariff,
             base: running.as_deref().unwrap_or(&trial.base),
+            invoices: if running.is_some() { bills::Invoices::Made } else { bills::Invoices::NotMade },
             quoter: if running.is_none() { trial.quoter.as_deref() } else { theirs.as_ref() },
             config,
         };

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admin,
-    config::{Config, Route},
+    config::{Config, NodeSource, Route, Secrets},
     wiring::{self, Bound, Listening, Unpriced},
 };
 
@@ -49,7 +49,8 @@ impl Trial {
         let books = tempfile::tempdir().context("a folder for the trial's books cannot be made")?;
         // What is tried is no decision about anybody's money.
         let config = &Config { audit_file: None, workers: Some(1), ..config.clone() };
-        let mut shop = wiring::open(config, &books.path().join("check.db"), chains).await?;
+        let secrets = Secrets { chains, node: config.lightning.as_ref().map(|_| NodeSource::Idle) };
+        let mut shop = wiring::open(config, &books.path().join("check.db"), secrets).await?;
         let (quoter, watched) = (shop.quoter.clone(), shop.metered(config));
         #[cfg(feature = "demo")]
         let ledger = shop.ledger.clone();

@@ -13,14 +13,19 @@ use farebox_wire::{
 };
 use http::Method;
 
-use super::{finding::Findings, trial::Trial};
+use super::{finding::Findings, lightning, trial::Trial};
 use crate::{
-    config::{Config, Route, never_offered},
+    config::{Config, Route, Secrets, never_offered},
     system::{self, OsEntropy, SystemClock},
 };
 
+/// What a gateway answers that has no invoice to show and no other way to be paid.
+const NO_NODE: &str = "node_unavailable";
+
 /// How long an upstream or a gateway may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+const WORTHLESS: &str = "this is a test network: what is paid here is worth nothing; name a real one before you sell";
 
 /// Whether what is paid is worth something.
 pub(super) fn worth(config: &Config, findings: &mut Findings) {
@@ -32,25 +37,25 @@ pub(super) fn worth(config: &Config, findings: &mut Findings) {
         findings.warn("never_offered", "assets", told);
     }
     for chain in config.chains.iter().filter(|chain| is_test_network(&chain.network)) {
-        findings.warn(
-            "test_network",
-            chain.network.to_string(),
-            "this is a test network: what is paid here is worth nothing; name a real one before you sell",
-        );
+        findings.warn("test_network", chain.network.to_string(), WORTHLESS);
+    }
+    if let Some(lightning) = config.lightning.as_ref().filter(|lightning| lightning.network.is_test()) {
+        findings.warn("test_network", format!("Bitcoin's {}", lightning.network), WORTHLESS);
     }
 }
 
-/// Asks chains, ledger, upstreams and the gateway itself.
-pub(super) async fn ask(config: &Config, chains: Vec<ChainConfig>, findings: &mut Findings) {
+/// Asks chains, the Lightning node, ledger, upstreams and the gateway itself.
+pub(super) async fn ask(config: &Config, secrets: Secrets, findings: &mut Findings) {
     let mut chains_answer = true;
-    for chain in &chains {
+    for chain in &secrets.chains {
         let report = Box::pin(farebox_evm::inspect(chain, SystemClock.now())).await;
         chains_answer &= answers(&report);
         findings.chain(report);
     }
+    lightning::look(config, secrets.node.as_ref(), findings).await;
     ledger(config, findings);
     upstreams(config, findings).await;
-    bill(config, chains_answer.then_some(chains), findings).await;
+    bill(config, chains_answer.then_some(secrets.chains), findings).await;
 }
 
 /// Whether any of a chain's sources does: one is enough for a gateway to start.
@@ -156,7 +161,8 @@ async fn ask_upstream(route: &Route, origin: &str) -> anyhow::Result<reqwest::Re
 async fn bill(config: &Config, chains: Option<Vec<ChainConfig>>, findings: &mut Findings) {
     let Some((route, target)) = config.routes.iter().find_map(|route| Some((route, sample(route)?))) else { return };
     let subject = format!("unpaid {} {target}", target_method(route));
-    let running = running(config).await;
+    // One that runs would have its node make an invoice for us.
+    let running = if takes_lightning(route) { None } else { running(config).await };
     let Some(chains) = chains else {
         return match running {
             Some(base) => ask_bill(route, &format!("{base}{target}"), subject, findings).await,
@@ -201,20 +207,34 @@ pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::new(loopback, address.port()) } else { address }
 }
 
+/// Whether its bills need an invoice.
+pub(super) fn takes_lightning(route: &Route) -> bool {
+    route.paid.as_ref().is_some_and(|paid| paid.pricing.token.is_some())
+}
+
 async fn ask_bill(route: &Route, url: &str, subject: String, findings: &mut Findings) {
-    match bill_of(target_method(route), url).await {
+    let invoiced = if takes_lightning(route) { ", and by Lightning, for which a check makes no invoice" } else { "" };
+    match bill_of(target_method(route), url, takes_lightning(route)).await {
+        Ok(0) => findings.pass("bill", subject, "is billed by Lightning alone, for which a check makes no invoice"),
         Ok(offers) => {
-            findings.pass("bill", subject, format!("is answered 402 with a bill of {}", super::count(offers, "offer")))
+            let offers = super::count(offers, "offer");
+            findings.pass("bill", subject, format!("is answered 402 with a bill of {offers}{invoiced}"))
         }
         Err(error) => findings.fail("bill", subject, format!("{error:#}")),
     }
 }
 
-/// How many offers its bill has, by every rail.
-async fn bill_of(method: Method, url: &str) -> anyhow::Result<usize> {
+/// How many offers its bill has, by every rail that needs no invoice. `by_lightning`: whether there may be none but that.
+async fn bill_of(method: Method, url: &str, by_lightning: bool) -> anyhow::Result<usize> {
     let client = client(Certificates::Ignored, None)?;
     let mut response = client.request(method, url).send().await?;
     let status = response.status().as_u16();
+    if status == 503 && by_lightning {
+        let problem: serde_json::Value = serde_json::from_slice(&response.bytes().await?).unwrap_or_default();
+        let code = problem["code"].as_str().unwrap_or_default();
+        anyhow::ensure!(code == NO_NODE, "expected a 402, found 503 {code}: {}", problem["detail"]);
+        return Ok(0);
+    }
     anyhow::ensure!(
         status != 503,
         "is answered 503: the gateway that runs cannot tell a price now; its log names the [[rate]] or the max_fee_share that is in the way"
@@ -230,11 +250,11 @@ async fn bill_of(method: Method, url: &str) -> anyhow::Result<usize> {
     let offers = match decode_payment_required(header.as_deref(), Some(&body)) {
         Ok(bill) => bill.requirements.len() + transfers,
         // A bill that takes transfers alone has no terms of x402.
-        Err(_) if header.is_none() && transfers > 0 => transfers,
+        Err(_) if header.is_none() && (transfers > 0 || by_lightning) => transfers,
         // Its text has its cause in it.
         Err(error) => anyhow::bail!("{error}"),
     };
-    anyhow::ensure!(offers > 0, "the bill has no offer that could be paid");
+    anyhow::ensure!(offers > 0 || by_lightning, "the bill has no offer that could be paid");
     Ok(offers)
 }
 

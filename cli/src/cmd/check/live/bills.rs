@@ -1,8 +1,10 @@
 //! What an unpaid call is answered with, on every rail, read as a payer would read it.
 
-use anyhow::{Context as _, ensure};
-use farebox_core::{NetworkFee, Offer, RailName, Tariff};
+use anyhow::{Context as _, bail, ensure};
+use farebox_core::{Decimal, NetworkFee, Offer, RailName, Tariff};
 use farebox_wire::{
+    bolt11,
+    l402::{self, Identifier, L402Challenge},
     transfer::{Quote, Quoter, TransferOption, decode_bill},
     x402::{BILL_BODY_BYTES_MAX, decode_payment_required},
 };
@@ -25,7 +27,18 @@ pub(super) struct Asked<'a> {
     pub(super) base: &'a str,
     /// What its quotes are sealed with, if that is known here.
     pub(super) quoter: Option<&'a Quoter>,
+    /// Whether the gateway there has a node that makes invoices.
+    pub(super) invoices: Invoices,
     pub(super) config: &'a Config,
+}
+
+/// What a gateway does to bill by Lightning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Invoices {
+    /// Its node makes one, which expires.
+    Made,
+    /// It is a trial, whose node makes none.
+    NotMade,
 }
 
 /// One line a rail, and one for what costs nothing.
@@ -49,7 +62,7 @@ pub(super) async fn look(asked: &Asked<'_>, findings: &mut Findings) {
         }
         let read = match rail {
             RailName::X402 => x402(asked, &answer, &offers),
-            RailName::L402 => continue,
+            RailName::L402 => lightning(asked, &answer, offers[0]),
             RailName::Transfer => transfer(asked, &answer, &offers, &method, &target),
         };
         let subject = format!("{subject}, {rail}");
@@ -67,6 +80,7 @@ pub(super) async fn look(asked: &Asked<'_>, findings: &mut Findings) {
 /// A 402.
 struct Answer {
     header: Option<Vec<u8>>,
+    challenges: Vec<L402Challenge>,
     body: Vec<u8>,
 }
 
@@ -80,12 +94,13 @@ async fn unpaid(asked: &Asked<'_>, method: &Method, target: &str) -> anyhow::Res
         asked.base
     );
     let header = response.headers().get("payment-required").map(|value| value.as_bytes().to_vec());
+    let challenges = l402::challenges(response.headers());
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         ensure!(body.len() + chunk.len() <= BILL_BODY_BYTES_MAX, "the 402's body is longer than any bill");
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { header, body })
+    Ok(Answer { header, challenges, body })
 }
 
 fn x402(asked: &Asked<'_>, answer: &Answer, offers: &[&Offer]) -> anyhow::Result<String> {
@@ -134,6 +149,35 @@ fn transfer(
     let right = quote.target == Quote::target(&asked.route.id, method.as_str(), &resource);
     ensure!(right && quote.options.len() == bill.options.len(), "the quote is for something else than the bill");
     Ok(format!("is billed, and the quote is ours: {}", told(offers)))
+}
+
+fn lightning(asked: &Asked<'_>, answer: &Answer, offer: &Offer) -> anyhow::Result<String> {
+    let sat = |msat: u128| format!("{} sat", Decimal::from_units(msat, 3));
+    if asked.invoices == Invoices::NotMade {
+        return Ok(format!(
+            "is offered for {}; start the gateway to have an invoice looked at",
+            sat(offer.amount.units)
+        ));
+    }
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let unavailable = body["unavailable"].as_array().into_iter().flatten().find(|rail| rail["rail"] == "l402");
+    if let Some(told) = unavailable {
+        bail!("is not offered now: {}, {}", told["code"], told["detail"]);
+    }
+    let [challenge] = &answer.challenges[..] else {
+        bail!(
+            "expected one L402 challenge in WWW-Authenticate, found {}; does a proxy take it off?",
+            answer.challenges.len()
+        )
+    };
+    let macaroon = challenge.macaroon.as_ref().context("the challenge's macaroon cannot be read")?;
+    let identifier = Identifier::decode(&macaroon.identifier).context("the challenge's macaroon")?;
+    let read = bolt11::decode(&challenge.invoice).context("the challenge's invoice")?;
+    let network = asked.config.lightning.as_ref().context("there is no [lightning]")?.network;
+    ensure!(read.network.is(network), "the invoice is for {}, and the config says {network}", read.network);
+    ensure!(identifier.payment_hash == read.invoice.payment_hash, "the macaroon is not for the invoice beside it");
+    priced_as(asked, offer, Some(u128::from(read.invoice.amount_msat)), "invoice")?;
+    Ok(format!("is billed by an invoice over {}, which expires unpaid", sat(u128::from(read.invoice.amount_msat))))
 }
 
 fn priced_as(asked: &Asked<'_>, offer: &Offer, billed: Option<u128>, place: &str) -> anyhow::Result<()> {

@@ -1,0 +1,210 @@
+//! The node that is paid by Lightning, and the rail that sells tokens through it.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use farebox_core::{
+    BitcoinNetwork, Invoice, PaymentHash,
+    ports::{
+        Clock, DollarRates, Entropy, InvoiceOrder, InvoiceStatus, LightningNode, NewsCursor, NodeError, NodeInfo,
+        Settlements,
+    },
+};
+use farebox_ledger::{AssetName, SqliteLedger};
+use farebox_lightning::{L402, L402Config, L402Parts, PaidBy, node};
+use tracing::{info, warn};
+
+use crate::config::{Config, Lightning as Settings, NodeSource, read::Notes};
+
+/// What prices and lists call bitcoin over Lightning, and how many of its decimals are millisatoshis.
+const SAT: (&str, u8) = ("sat", 3);
+
+/// How Lightning payments are taken in one run of the gateway.
+#[derive(Clone, Debug)]
+pub(crate) struct Lightning {
+    pub(crate) rail: Arc<L402>,
+}
+
+/// What the rail stands on, besides the node.
+pub(crate) struct Parts<'a> {
+    pub(crate) ledger: &'a Arc<SqliteLedger>,
+    pub(crate) rates: Arc<dyn DollarRates>,
+    pub(crate) entropy: &'a Arc<dyn Entropy>,
+    pub(crate) clock: &'a Arc<dyn Clock>,
+}
+
+/// The rail, over the node of the config.
+///
+/// # Errors
+/// The node's secrets cannot be used, it is on another network, or not the one of the config. One that does not answer may answer later.
+pub(crate) async fn open(
+    config: &Config,
+    settings: &Settings,
+    source: &NodeSource,
+    parts: Parts<'_>,
+) -> anyhow::Result<Lightning> {
+    let Parts { ledger, rates, entropy, clock } = parts;
+    let node = connect(config, settings, source, clock)?;
+    if !matches!(source, NodeSource::Idle) {
+        look(config, settings, &*node).await?;
+    }
+    let (symbol, decimals) = (SAT.0.to_owned(), SAT.1);
+    ledger.name_assets(vec![AssetName { asset: settings.network.asset(), symbol, decimals }]).await?;
+    let parts = L402Parts { node, books: ledger.clone(), rates, entropy: entropy.clone(), clock: clock.clone() };
+    Ok(Lightning { rail: L402::new(rail_config(settings), parts)? })
+}
+
+fn rail_config(settings: &Settings) -> L402Config {
+    L402Config {
+        network: settings.network,
+        paid_by: if settings.strict { PaidBy::Settlement } else { PaidBy::Preimage },
+        invoice_expiry: settings.invoice_expiry,
+        reuse_left_min: settings.invoice_reuse,
+        unpaid_per_client_per_minute: settings.invoices_per_client,
+        unpaid_per_minute: settings.invoices,
+        node_timeout: settings.node_timeout,
+    }
+}
+
+/// The node, which is not asked anything yet.
+///
+/// # Errors
+/// A file that it needs cannot be read, or holds something else.
+pub(crate) fn connect(
+    config: &Config,
+    settings: &Settings,
+    source: &NodeSource,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<dyn LightningNode>> {
+    match source {
+        NodeSource::Idle => Ok(Arc::new(IdleNode { network: settings.network })),
+        NodeSource::Remote(remote) => match node::connect(remote, clock) {
+            Ok(connected) => Ok(connected.node),
+            Err(error) => {
+                let mut notes = Notes::default();
+                let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+                notes.wrong::<()>(settings.node.span(), "lightning.node", format!("{error}{why}"));
+                Err(config.mistakes(notes).into())
+            }
+        },
+    }
+}
+
+/// What is wrong with a node for good, or for now.
+pub(crate) enum Unfit {
+    /// It is another one than the config says.
+    ForGood(String),
+    /// It can be seen to later, and payments are not lost.
+    ForNow(String),
+}
+
+/// Who the node is, and what of it does not fit.
+pub(crate) async fn inspect(settings: &Settings, node: &dyn LightningNode) -> (Option<NodeInfo>, Vec<Unfit>) {
+    let asked = tokio::time::timeout(settings.node_timeout, node.info()).await;
+    let info = match asked {
+        Ok(Ok(info)) => info,
+        Ok(Err(error @ NodeError::Unavailable { .. })) => return (None, vec![Unfit::ForNow(chain_of(&error))]),
+        Ok(Err(error @ (NodeError::Refused { .. } | NodeError::Impostor { .. }))) => {
+            return (None, vec![Unfit::ForGood(chain_of(&error))]);
+        }
+        Err(_) => {
+            let s = settings.node_timeout.as_secs_f64();
+            return (None, vec![Unfit::ForNow(format!("{} did not answer within {s} s", node.label()))]);
+        }
+    };
+    let mut unfit = Vec::new();
+    match info.network {
+        Some(network) if network != settings.network => unfit.push(Unfit::ForGood(format!(
+            "{} is on Bitcoin's {network}, and the config says {}: {}",
+            node.label(),
+            settings.network,
+            if network.is_test() { "what is paid there is worth nothing" } else { "what is paid there is real money" },
+        ))),
+        Some(_) => {}
+        None => unfit.push(Unfit::ForNow(format!(
+            "{} does not tell its network; each of its invoices is looked at, and one of another network than {} is not shown",
+            node.label(),
+            settings.network
+        ))),
+    }
+    if !info.synced {
+        unfit.push(Unfit::ForNow(format!("{} has not caught up with its chain", node.label())));
+    }
+    if info.receivable_msat == Some(0) {
+        unfit.push(Unfit::ForNow(format!(
+            "{} can receive nothing: it has no channel with money on the other side; open one to it, or buy inbound liquidity",
+            node.label()
+        )));
+    }
+    (Some(info), unfit)
+}
+
+async fn look(config: &Config, settings: &Settings, node: &dyn LightningNode) -> anyhow::Result<()> {
+    let (known, unfit) = inspect(settings, node).await;
+    for unfit in unfit {
+        match unfit {
+            Unfit::ForGood(why) => {
+                let mut notes = Notes::default();
+                notes.wrong::<()>(settings.node.span(), "lightning.node", why);
+                return Err(config.mistakes(notes).into());
+            }
+            Unfit::ForNow(why) => warn!("{why}"),
+        }
+    }
+    if let Some(NodeInfo { id, alias, receivable_msat, .. }) = known {
+        let receivable_sat = receivable_msat.map(|msat| msat / 1000);
+        let network = settings.network;
+        info!(node = node.label(), %network, %id, alias = %farebox_core::Untrusted::new(alias), receivable_sat, "lightning");
+    }
+    Ok(())
+}
+
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Stands where a node would: a check has none make an invoice that nobody pays.
+#[derive(Debug)]
+struct IdleNode {
+    network: BitcoinNetwork,
+}
+
+impl IdleNode {
+    const LABEL: &str = "a check";
+
+    fn refused<T>() -> Result<T, NodeError> {
+        Err(NodeError::Refused { label: Self::LABEL.to_owned(), detail: "a check makes no invoices".to_owned() })
+    }
+}
+
+#[async_trait]
+impl LightningNode for IdleNode {
+    fn label(&self) -> &str {
+        Self::LABEL
+    }
+
+    async fn info(&self) -> Result<NodeInfo, NodeError> {
+        Ok(NodeInfo {
+            id: Self::LABEL.into(),
+            alias: String::new(),
+            network: Some(self.network),
+            synced: true,
+            receivable_msat: None,
+            channels: None,
+        })
+    }
+
+    async fn create_invoice(&self, _order: &InvoiceOrder) -> Result<Invoice, NodeError> {
+        Self::refused()
+    }
+
+    async fn invoice_news(&self, _hash: PaymentHash) -> Result<Option<InvoiceStatus>, NodeError> {
+        Ok(None)
+    }
+
+    async fn settlements(&self, after: Option<&NewsCursor>, wait: Duration) -> Result<Settlements, NodeError> {
+        tokio::time::sleep(wait).await;
+        Ok(Settlements { news: Vec::new(), cursor: after.cloned() })
+    }
+}
