@@ -8,6 +8,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{AUTHORIZATION, InvalidHeaderValue, WWW_AUTHENTICATE},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{credential::BASE64, decode_macaroon};
 
@@ -38,7 +39,8 @@ fn line(text: String) -> (HeaderName, HeaderValue) {
 }
 
 /// The name that a seller gives the scheme, and wants to read again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum L402Scheme {
     /// Today's.
     L402,
