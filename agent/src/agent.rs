@@ -1,11 +1,11 @@
 //! The agent: what it is made of, and what a caller gets from it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use backon::ExponentialBackoff;
 use farebox_core::{
-    Offer, PaymentId, RailName, Timestamp, TransactionId, Untrusted,
-    ports::{Clock, Entropy, Wallet},
+    Offer, PaymentHash, PaymentId, RailName, Timestamp, TransactionId, Untrusted,
+    ports::{Clock, Entropy, LightningWallet, Wallet},
 };
 use farebox_wire::x402::Requirement;
 use http::{HeaderMap, Method, StatusCode};
@@ -13,12 +13,14 @@ use reqwest::{Request, Response};
 use tokio::time::Instant;
 
 use crate::{
+    asset::{DollarAsset, Usd},
     bill::{self, BILL_BODY_BYTES_MAX, Billed},
     delivery::{self, Peeked},
     entry::Entry,
     error::{BuildError, FetchError, RequestError, TransportError},
     journal::Journal,
-    policy::{Acceptable, DollarAsset, Outstanding, Policy, PolicyRule, Usd},
+    l402::{L402Bill, LightningMade, Purchase},
+    policy::{Acceptable, Outstanding, Policy, PolicyRule},
     request::Replayable,
     retry::{Redirects, RetryPolicy},
     transfer::TransferMade,
@@ -35,7 +37,8 @@ pub struct Agent {
 
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) wallet: Arc<dyn Wallet>,
+    pub(crate) wallet: Option<Arc<dyn Wallet>>,
+    pub(crate) lightning: Option<Arc<dyn LightningWallet>>,
     pub(crate) journal: Journal,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
@@ -46,10 +49,11 @@ pub(crate) struct Parts {
     client: reqwest::Client,
 }
 
-/// Puts an [`Agent`] together. Wallet, journal, clock and entropy must be given; the rest has defaults.
+/// Puts an [`Agent`] together. A wallet of either kind, journal, clock and entropy must be given; the rest has defaults.
 #[derive(Debug, Default)]
 pub struct AgentBuilder {
     wallet: Option<Arc<dyn Wallet>>,
+    lightning: Option<Arc<dyn LightningWallet>>,
     journal: Option<Journal>,
     clock: Option<Arc<dyn Clock>>,
     entropy: Option<Arc<dyn Entropy>>,
@@ -61,10 +65,17 @@ pub struct AgentBuilder {
 }
 
 impl AgentBuilder {
-    /// Who pays.
+    /// Who pays by x402 and by transfers.
     #[must_use]
     pub fn wallet(mut self, wallet: Arc<dyn Wallet>) -> Self {
         self.wallet = Some(wallet);
+        self
+    }
+
+    /// Who pays by Lightning.
+    #[must_use]
+    pub fn lightning(mut self, wallet: Arc<dyn LightningWallet>) -> Self {
+        self.lightning = Some(wallet);
         self
     }
 
@@ -143,8 +154,12 @@ impl AgentBuilder {
             .connect_timeout(self.retry.connect_timeout)
             .read_timeout(self.retry.read_timeout)
             .build()?;
+        if self.wallet.is_none() && self.lightning.is_none() {
+            return Err(missing("wallet"));
+        }
         let parts = Parts {
-            wallet: self.wallet.ok_or(missing("wallet"))?,
+            wallet: self.wallet,
+            lightning: self.lightning,
             journal: self.journal.ok_or(missing("journal"))?,
             clock: self.clock.ok_or(missing("clock"))?,
             entropy: self.entropy.ok_or(missing("source of randomness"))?,
@@ -175,18 +190,20 @@ pub struct PaymentMade {
     pub offer: Offer,
     /// The token, as the policy knows it.
     pub asset: DollarAsset,
-    /// Its worth.
-    pub price: Usd,
+    /// Its worth; `None` for sats of which it is not known.
+    pub price: Option<Usd>,
     /// What became of it, by the seller's word.
     pub charge: Charge,
     /// The seller's name for it, if it gave one.
     pub payment: Option<PaymentId>,
-    /// How many signatures this fetch made; 0 if an earlier one was sent again.
+    /// How many signatures this fetch made, or invoices it paid; 0 if an earlier payment was sent again, or a held token used.
     pub signatures: u32,
     /// What the caller should know of it.
     pub notes: Vec<Note>,
     /// How it was paid, if by a transfer.
     pub transfer: Option<TransferMade>,
+    /// How it was paid, if by Lightning.
+    pub lightning: Option<LightningMade>,
 }
 
 /// What became of a payment, by the seller's word.
@@ -197,6 +214,8 @@ pub enum Charge {
         /// The transaction, if the receipt names one in a form we know.
         transaction: Option<TransactionId>,
     },
+    /// Nothing now: it was a call of a token that was paid for earlier.
+    Prepaid,
     /// The answer is a success without a receipt: it may be charged until then.
     NoReceipt {
         /// When the authorization ends by itself.
@@ -234,6 +253,13 @@ pub enum Note {
     },
     /// The answer to a payment is a redirect, which was not followed.
     RedirectNotFollowed,
+    /// The wallet paid forwarding nodes more than it was told to.
+    RoutingFeeOverLimit {
+        /// Millisatoshis.
+        fee_msat: u64,
+        /// Millisatoshis.
+        max_msat: u64,
+    },
     /// The body of the 402 asks for other terms than its header. The header's were taken.
     BodyDisagrees,
     /// The terms for one way to pay could not be read.
@@ -265,8 +291,12 @@ pub enum Quote {
         url: url::Url,
         /// What the seller says that it sells.
         description: Option<Untrusted>,
-        /// Its offers, judged: x402's in the bill's order, then those for transfers in theirs.
+        /// Its offers, judged: x402's in the bill's order, then those for transfers in theirs, then Lightning's.
         offers: Vec<QuotedOffer>,
+        /// The Lightning invoice of the bill, if it has one.
+        invoice: Option<Box<QuotedInvoice>>,
+        /// A token that is held and may be good for this request: a fetch uses it first.
+        token: Option<Box<Purchase>>,
         /// What of it this agent does not understand.
         skipped: Vec<String>,
         /// What is odd about it.
@@ -275,6 +305,40 @@ pub enum Quote {
         /// the present policy forbids it.
         open: Option<Box<Entry>>,
     },
+}
+
+/// What a Lightning invoice says beside its offer.
+#[derive(Clone, Debug)]
+pub struct QuotedInvoice {
+    /// BOLT 11.
+    pub bolt11: Arc<str>,
+    /// What paying it proves.
+    pub payment_hash: PaymentHash,
+    /// What for, by the seller's word.
+    pub description: Option<Untrusted>,
+    /// The public key of the node that is paid, hex.
+    pub payee: String,
+    /// Until when it can be paid.
+    pub expires_at: Timestamp,
+    /// What the token says that it is for.
+    pub services: Vec<String>,
+    /// When the token ends, by its own word.
+    pub token_valid_until: Option<Timestamp>,
+}
+
+impl QuotedInvoice {
+    fn of(bill: &L402Bill) -> Self {
+        let invoice = &bill.bolt11.invoice;
+        Self {
+            bolt11: Arc::clone(&invoice.bolt11),
+            payment_hash: invoice.payment_hash,
+            description: bill.bolt11.description.clone(),
+            payee: hex::encode(bill.bolt11.payee),
+            expires_at: invoice.expires_at,
+            services: bill.facts.services.clone(),
+            token_valid_until: bill.facts.valid_until,
+        }
+    }
 }
 
 /// An offer and what the policy says of it.
@@ -301,7 +365,7 @@ enum Asked {
 }
 
 /// What an unpaid request came to.
-enum Hop {
+pub(crate) enum Hop {
     Answer(Response),
     Bill(Billed),
     Moved(Replayable),
@@ -337,10 +401,8 @@ impl Agent {
         let mut request = Replayable::new(request, label)?;
         let mut hops_left = self.hops_max();
         loop {
-            // What was signed before comes first: asking for a bill now could end in a second payment.
-            if self.parts.journal.has_open(&request.fingerprint())
-                && let Some(fetched) = Box::pin(self.resume(&request, started)).await?
-            {
+            // What was signed or bought before comes first: asking for a bill now could end in a second payment.
+            if let Some(fetched) = Box::pin(self.resume(&request, started)).await? {
                 return Ok(fetched);
             }
             match self.ask(&request, started, &mut hops_left).await? {
@@ -370,17 +432,17 @@ impl Agent {
         loop {
             match self.ask(&request, started, &mut hops_left).await? {
                 Hop::Answer(response) => return Ok(Quote::Free(Box::new(response))),
-                Hop::Bill(billed) => return self.quoted(request, billed),
+                Hop::Bill(billed) => return self.quoted(request, billed).await,
                 Hop::Moved(next) => request = next,
             }
         }
     }
 
-    fn quoted(&self, request: Replayable, billed: Billed) -> Result<Quote, FetchError> {
+    async fn quoted(&self, request: Replayable, billed: Billed) -> Result<Quote, FetchError> {
         let now = self.parts.clock.now();
         let open = self.parts.journal.peek(&request.fingerprint())?.filter(|entry| !entry.is_long_over(now));
         let policy = &self.parts.policy;
-        let Billed { x402, transfer, notes } = billed;
+        let Billed { x402, transfer, l402, notes } = billed;
         let (mut offers, mut skipped, mut description) = (Vec::new(), Vec::new(), None);
         if let Some(bill) = &x402 {
             let judged = |asked: &Requirement| QuotedOffer::new(&asked.offer, policy.judge(&asked.offer));
@@ -395,19 +457,37 @@ impl Agent {
             offers.extend(judged.map(|(offer, judgement)| QuotedOffer::new(&offer, judgement)));
             skipped.extend(terms.read.skipped.iter().map(ToString::to_string));
         }
+        let of_transfers = offers.len();
+        if let Some(bill) = &l402 {
+            let no_wallet = PolicyRule::NoWallet { rail: RailName::L402 };
+            let judged = bill.judge(policy, &request, Outstanding::default(), now);
+            let judged = judged.and_then(|fine| if self.parts.lightning.is_some() { Ok(fine) } else { Err(no_wallet) });
+            offers.push(QuotedOffer::new(&bill.offer, judged));
+        }
+        let evm = self.parts.wallet.as_ref();
         let chosen = policy.rails.iter().find_map(|rail| match rail {
-            RailName::X402 => Some(policy.choose(x402.as_ref()?, Outstanding::default()).ok()?.index),
-            RailName::L402 => None,
-            RailName::Transfer => Some(of_x402 + terms.as_ref()?.choices(Outstanding::default()).0.first()?.index),
+            RailName::X402 => Some(evm.and(policy.choose(x402.as_ref()?, Outstanding::default()).ok())?.index),
+            RailName::L402 => offers.get(of_transfers)?.judgement.is_ok().then_some(of_transfers),
+            RailName::Transfer => {
+                Some(of_x402 + evm.and(terms.as_ref())?.choices(Outstanding::default()).0.first()?.index)
+            }
         });
         if let Some(offer) = chosen.and_then(|index| offers.get_mut(index)) {
             offer.chosen = true;
         }
-        Ok(Quote::Bill { url: request.url, description, offers, skipped, notes, open: open.map(Box::new) })
+        let token = self.held_token(&request, l402.as_ref(), &BTreeSet::new()).await?.map(Box::new);
+        let invoice = l402.as_ref().map(|bill| Box::new(QuotedInvoice::of(bill)));
+        let open = open.map(Box::new);
+        Ok(Quote::Bill { url: request.url, description, offers, invoice, token, skipped, notes, open })
     }
 
     /// Sends the request without a payment, and again while no answer comes and nothing can be done twice by it.
-    async fn ask(&self, request: &Replayable, started: Started, hops_left: &mut u32) -> Result<Hop, FetchError> {
+    pub(crate) async fn ask(
+        &self,
+        request: &Replayable,
+        started: Started,
+        hops_left: &mut u32,
+    ) -> Result<Hop, FetchError> {
         let mut waits = self.waits().take(UNPAID_RETRIES_MAX);
         let asked = loop {
             let error = match self.ask_once(request, started).await {

@@ -14,44 +14,61 @@ use farebox_wire::{
 use http::HeaderMap;
 use serde::de::IgnoredAny;
 
-use crate::{agent::Note, entry::SecretHeader, error::UnreadableBill};
+use crate::{
+    agent::Note,
+    entry::SecretHeader,
+    error::UnreadableBill,
+    l402::{self, L402Bill},
+};
 
 /// A bill, and what is odd about it.
 #[derive(Debug)]
 pub(crate) struct Billed {
     pub(crate) x402: Option<Bill>,
     pub(crate) transfer: Option<ReadBill>,
+    pub(crate) l402: Option<L402Bill>,
     pub(crate) notes: Vec<Note>,
 }
 
-/// The bill of a 402: x402's terms by the header, or by the body if there is no header, and the body's terms for a transfer. A
-/// body longer than [`BILL_BODY_BYTES_MAX`] is `None`, and no bill. Of two kinds of terms, those that cannot be read do not spoil
-/// the others.
+/// The bill of a 402: x402's terms by the header, or by the body if there is no header, the body's terms for a transfer, and the headers'
+/// for Lightning. A body longer than [`BILL_BODY_BYTES_MAX`] is `None`, and no bill. Of several kinds of terms, those that cannot be read do not
+/// spoil the others.
 pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Billed, UnreadableBill> {
     // What is no JSON has no member that could be wrong.
     let json = body.filter(|body| serde_json::from_slice::<IgnoredAny>(body).is_ok());
     let (x402, transfer) = (read_x402(headers, body), json.map_or(Ok(None), transfer::decode_bill));
-    let unreadable = |rail, error: &dyn Error| Note::TermsUnreadable { rail, reason: error.to_string() };
-    Ok(match (x402, transfer) {
-        (Ok((bill, mut notes)), Err(error)) => {
-            notes.push(unreadable(RailName::Transfer, &error));
-            Billed { x402: Some(bill), transfer: None, notes }
+    let l402 = l402::read(headers, json);
+    let has_other = matches!(transfer, Ok(Some(_))) || matches!(l402, Ok(Some(_)));
+    // A body with other terms alone is not a broken one of x402.
+    let is_broken = |error: &BillError| {
+        headers.contains_key(PAYMENT_REQUIRED) && !matches!(error.problem, x402::BillProblem::Absent)
+    };
+    let mut notes = Vec::new();
+    let mut unreadable =
+        |rail, error: &dyn Error| notes.push(Note::TermsUnreadable { rail, reason: error.to_string() });
+    let (x402, odd) = match (x402, &transfer, &l402) {
+        (Ok((bill, odd)), ..) => (Some(bill), odd),
+        (Err(error), ..) if has_other => {
+            if is_broken(&error) {
+                unreadable(RailName::X402, &error);
+            }
+            (None, Vec::new())
         }
-        (Ok((bill, notes)), Ok(transfer)) => Billed { x402: Some(bill), transfer, notes },
-        (Err(error), Ok(Some(transfer))) => {
-            let absent = matches!(error.problem, x402::BillProblem::Absent);
-            // A body with a transfer alone is not a broken one of x402.
-            let notes = match headers.contains_key(PAYMENT_REQUIRED) && !absent {
-                true => vec![unreadable(RailName::X402, &error)],
-                false => Vec::new(),
-            };
-            Billed { x402: None, transfer: Some(transfer), notes }
-        }
-        (Err(x402), Err(transfer)) if matches!(x402.problem, x402::BillProblem::Absent) => {
-            return Err(UnreadableBill::Transfer(transfer));
-        }
-        (Err(x402), Err(_) | Ok(None)) => return Err(UnreadableBill::X402(x402)),
-    })
+        (Err(error), ..) if is_broken(&error) => return Err(UnreadableBill::X402(error)),
+        (Err(error), transfer, l402) if transfer.is_ok() && l402.is_ok() => return Err(UnreadableBill::X402(error)),
+        (Err(_), ..) => (None, Vec::new()),
+    };
+    let is_payable = has_other || x402.is_some();
+    let transfer = match transfer {
+        Err(error) if !is_payable => return Err(UnreadableBill::Transfer(error)),
+        read => read.inspect_err(|error| unreadable(RailName::Transfer, error)).ok().flatten(),
+    };
+    let l402 = match l402 {
+        Err(error) if !is_payable => return Err(UnreadableBill::L402(error)),
+        read => read.inspect_err(|error| unreadable(RailName::L402, error)).ok().flatten(),
+    };
+    notes.splice(0..0, odd);
+    Ok(Billed { x402, transfer, l402, notes })
 }
 
 fn read_x402(headers: &HeaderMap, body: Option<&[u8]>) -> Result<(Bill, Vec<Note>), BillError> {

@@ -2,15 +2,16 @@
 
 use std::{fmt, time::Duration};
 
-use farebox_core::{EvmAddress, Offer, PaymentId, Timestamp, TransactionId, ports::GasFee};
+use farebox_core::{EvmAddress, Offer, PaymentHash, PaymentId, Timestamp, TransactionId, ports::GasFee};
 use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize, de::Error as _};
 use sha2::{Digest, Sha256};
 use url::Url;
 
 use crate::{
+    asset::{DollarAsset, Usd},
     journal::{EXPIRY_GRACE, REDELIVERY_WITHIN, UNRESOLVED_KEPT_FOR},
-    policy::{DollarAsset, Outstanding, Usd},
+    policy::Outstanding,
 };
 
 /// What makes two requests the same purchase: SHA-256 over method, URL without fragment, body and the caller's own label, each
@@ -64,7 +65,7 @@ impl<'de> Deserialize<'de> for Fingerprint {
 /// The version of the file format; another is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
-struct FormatV1;
+pub(crate) struct FormatV1;
 
 impl TryFrom<u32> for FormatV1 {
     type Error = String;
@@ -107,15 +108,17 @@ pub struct Authorization {
     /// `Idempotency-Key`, as sent with the credential: the seller tells the payer by it from whoever read the authorization on
     /// the chain.
     pub(crate) idempotency_key: SecretHeader,
-    /// Who pays.
-    pub payer: EvmAddress,
+    /// Who pays; `None`: a Lightning wallet, which has no address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payer: Option<EvmAddress>,
     /// What was signed.
     pub offer: Offer,
     /// The token, as the policy knew it.
     pub asset: DollarAsset,
     /// When.
     pub signed_at: Timestamp,
-    /// Not usable at or after this time by the chain's clock; for a transfer, when the seller stops taking claims on it.
+    /// Not usable at or after this time by the chain's clock; for a transfer, when the seller stops taking claims on it; for a Lightning
+    /// payment, when its invoice ends.
     pub expires_at: Timestamp,
     /// What is known of its fate.
     pub standing: Standing,
@@ -129,6 +132,17 @@ pub(crate) enum Proof {
     Header(SecretHeader),
     /// By a transfer that the wallet makes itself, and then claims.
     Transfer(Box<Transfer>),
+    /// By a token, bought with a Lightning payment.
+    Token(TokenProof),
+}
+
+/// A token, by the invoice that buys it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenProof {
+    pub(crate) payment_hash: PaymentHash,
+    /// Whether an earlier request paid for it.
+    pub(crate) is_held: bool,
 }
 
 /// A transfer that the wallet makes itself, and the bill that it pays.
@@ -260,7 +274,7 @@ impl Entry {
         let counts = |a: &&Authorization| a.signed_at >= counted_from || !a.is_over(now);
         let mut sum = Outstanding::default();
         for authorization in self.superseded.iter().chain([&self.current]).filter(counts) {
-            sum.worth = sum.worth.saturating_add(authorization.worth());
+            sum.worth = sum.worth.saturating_add(authorization.worth().unwrap_or_default());
             sum.until = sum.until.max(Some(authorization.expires_at.plus(EXPIRY_GRACE)));
         }
         sum
@@ -288,7 +302,7 @@ impl Entry {
 }
 
 impl Authorization {
-    pub(crate) fn worth(&self) -> Usd {
+    pub(crate) fn worth(&self) -> Option<Usd> {
         self.asset.worth(self.offer.amount.units)
     }
 
@@ -297,7 +311,16 @@ impl Authorization {
     pub fn transfer(&self) -> Option<&Transfer> {
         match &self.proof {
             Proof::Transfer(transfer) => Some(transfer),
-            Proof::Header(_) => None,
+            Proof::Header(_) | Proof::Token(_) => None,
+        }
+    }
+
+    /// The invoice that it pays or paid, if it is a Lightning payment.
+    #[must_use]
+    pub const fn payment_hash(&self) -> Option<PaymentHash> {
+        match &self.proof {
+            Proof::Token(token) => Some(token.payment_hash),
+            Proof::Header(_) | Proof::Transfer(_) => None,
         }
     }
 

@@ -6,9 +6,11 @@ use farebox_core::{AssetId, EvmAddress, Network, PaymentId, Timestamp, Transacti
 use farebox_wire::transfer::TransferBillError;
 
 use crate::{
+    asset::Usd,
     bill::BillError,
     journal::JournalError,
-    policy::{PolicyRule, Usd, date, until_text},
+    l402::{L402BillError, LightningError},
+    policy::{PolicyRule, date, until_text},
     transfer::NotSent,
 };
 
@@ -42,6 +44,9 @@ pub enum FetchError {
     /// The transfer that the policy allows cannot be made. Nothing was signed.
     #[error("no transfer was made: {0}")]
     NotSent(Box<NotSent>),
+    /// A Lightning payment ended without a token.
+    #[error(transparent)]
+    Lightning(#[from] LightningError),
     /// The wallet did not sign.
     #[error("the wallet did not sign")]
     Wallet(#[from] WalletError),
@@ -211,6 +216,7 @@ impl FetchError {
             Self::Policy(_) => "policy_refused",
             Self::HeadNotSold { .. } => "head_not_sold",
             Self::NotSent(error) => error.code(),
+            Self::Lightning(error) => error.code(),
             Self::Wallet(WalletError::Unsupported { .. }) => "wallet_cannot_pay",
             Self::Wallet(WalletError::NoNode { .. }) => "wallet_without_node",
             Self::Wallet(WalletError::Unavailable { .. }) => "wallet_unavailable",
@@ -243,6 +249,7 @@ impl FetchError {
             | Self::TransferUnconfirmed { .. }
             | Self::TransferVoid { .. } => true,
             Self::Journal(error) => error.retryable(),
+            Self::Lightning(error) => error.retryable(),
             Self::StoppedAfterRefusal { source, .. } => source.retryable(),
             Self::Request(_)
             | Self::Bill(_)
@@ -275,6 +282,7 @@ impl FetchError {
             | Self::OtherWallet { .. }
             | Self::TransferUnconfirmed { .. }
             | Self::TransferLate { .. } => Stake::Unclear,
+            Self::Lightning(error) => error.stake(),
             Self::Request(_)
             | Self::Network { .. }
             | Self::Bill(_)
@@ -325,6 +333,9 @@ pub enum UnreadableBill {
     /// It has no terms for x402, and wrong ones for a transfer.
     #[error(transparent)]
     Transfer(TransferBillError),
+    /// It has no terms that can be read but wrong ones for Lightning.
+    #[error(transparent)]
+    L402(L402BillError),
 }
 
 impl UnreadableBill {
@@ -334,6 +345,7 @@ impl UnreadableBill {
         match self {
             Self::X402(error) => error.code(),
             Self::Transfer(error) => error.code(),
+            Self::L402(error) => error.code(),
         }
     }
 }
@@ -423,7 +435,14 @@ fn refusals(offers: &[RefusedOffer]) -> String {
     if offers.is_empty() {
         return "the bill has no offer that this agent can read".to_owned();
     }
-    offers.iter().map(|offer| offer.rule.to_string()).collect::<Vec<_>>().join("; ")
+    let mut rules = Vec::new();
+    for offer in offers {
+        let rule = offer.rule.to_string();
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    rules.join("; ")
 }
 
 /// Why an agent could not be built.

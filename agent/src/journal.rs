@@ -4,7 +4,7 @@
 //! The folder holds `open/<fingerprint>.json`, one file a request whose payment is not known to be over;
 //! `closed/<ms>-<fingerprint>.json`, the receipts; and `lock/<fingerprint>`, held by the process at work on a request, and
 //! `lock/<network>-<account>`, held while a transaction of that account is given its nonce, noted and sent. All are readable by
-//! their owner alone, for an authorization is money to whoever holds it.
+//! their owner alone, for an authorization is money to whoever holds it. Beside them are the tokens that Lightning payments buy; see `l402/store.rs`.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -15,8 +15,12 @@ use std::{
 };
 
 use farebox_core::{EvmAddress, Network, Timestamp};
+use serde::{Serialize, de::DeserializeOwned};
 
-use crate::entry::{Entry, Fingerprint};
+use crate::{
+    entry::{Entry, Fingerprint},
+    l402::{SPENT, TOKENS},
+};
 
 /// How many receipts are kept; the oldest go first.
 pub const RECEIPTS_MAX: usize = 10_000;
@@ -39,7 +43,7 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 /// The journal of one or many agents, in one folder. Safe to share between threads and between processes.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    folder: Arc<Path>,
+    pub(crate) folder: Arc<Path>,
 }
 
 /// Why the journal could not be used. Nothing is signed when it cannot.
@@ -120,11 +124,12 @@ impl Journal {
     /// # Errors
     /// The folder cannot be made or read.
     pub fn open(folder: &Path, now: Timestamp) -> Result<Self, JournalError> {
-        for part in ["open", "closed", "lock"] {
+        for part in ["open", "closed", "lock", TOKENS, SPENT] {
             make_folder(&folder.join(part))?;
         }
         let journal = Self { folder: folder.into() };
         journal.tidy(now)?;
+        journal.tidy_purchases(now)?;
         Ok(journal)
     }
 
@@ -197,14 +202,14 @@ impl Journal {
             }
             found.retain(|entry| {
                 let made = &entry.current;
-                made.transfer().is_some() && made.payer == account && *made.offer.network() == network
+                made.transfer().is_some() && made.payer == Some(account) && *made.offer.network() == network
             });
             Ok(found)
         })
         .await
     }
 
-    async fn lock(&self, name: String, wait: Duration) -> Result<Lock, JournalError> {
+    pub(crate) async fn lock(&self, name: String, wait: Duration) -> Result<Lock, JournalError> {
         let until = tokio::time::Instant::now() + wait;
         loop {
             let (journal, name) = (self.clone(), name.clone());
@@ -269,7 +274,7 @@ impl Journal {
     }
 
     /// File names of entries in one folder, oldest first; not the half-written ones.
-    fn names(&self, part: &str) -> Result<Vec<String>, JournalError> {
+    pub(crate) fn names(&self, part: &str) -> Result<Vec<String>, JournalError> {
         let folder = self.folder.join(part);
         let mut names = Vec::new();
         for item in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
@@ -359,16 +364,22 @@ impl Held {
     }
 
     fn store_now(&self, entry: &Entry) -> Result<(), JournalError> {
-        let path = self.journal.open_path(&self.fingerprint);
-        let draft = path.with_extension("draft");
-        let bytes =
-            serde_json::to_vec_pretty(entry).map_err(|source| JournalError::Corrupt { path: path.clone(), source })?;
-        let mut file = private(OpenOptions::new().write(true).create(true).truncate(true))
-            .open(&draft)
-            .map_err(io_error("write", &draft))?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &draft))?;
-        fs::rename(&draft, &path).map_err(io_error("write", &path))?;
-        sync_folder(&self.journal.folder.join("open"))
+        write_durably(&self.journal.open_path(&self.fingerprint), entry)
+    }
+
+    /// Takes back the entry's authorization, by which nothing was or can be charged: what it superseded counts again, and without such a one
+    /// nothing is left of the entry.
+    pub(crate) async fn take_back(self: &Arc<Self>, entry: &mut Entry) -> Result<(), JournalError> {
+        match entry.superseded.pop() {
+            Some(before) => {
+                entry.current = before;
+                self.store(entry).await
+            }
+            None => {
+                let held = Arc::clone(self);
+                blocking(move || remove_if_there(&held.journal.open_path(&held.fingerprint))).await
+            }
+        }
     }
 
     fn file_now(&self, entry: &Entry) -> Result<(), JournalError> {
@@ -385,13 +396,30 @@ impl Drop for Lock {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
 ) -> Result<T, JournalError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| JournalError::Interrupted)?
 }
 
 fn read_entry(path: &Path) -> Result<Entry, JournalError> {
+    read_json(path)
+}
+
+/// Writes a file so that it outlives a crash of the machine, before this returns: the old one or the new one is there, never half of either.
+pub(crate) fn write_durably(path: &Path, value: &impl Serialize) -> Result<(), JournalError> {
+    let draft = path.with_extension("draft");
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|source| JournalError::Corrupt { path: path.to_owned(), source })?;
+    let mut file = private(OpenOptions::new().write(true).create(true).truncate(true))
+        .open(&draft)
+        .map_err(io_error("write", &draft))?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &draft))?;
+    fs::rename(&draft, path).map_err(io_error("write", path))?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, JournalError> {
     let unreadable = |source| JournalError::Unreadable { path: path.to_owned(), source };
     let size = fs::metadata(path).map_err(unreadable)?.len();
     if size > ENTRY_BYTES_MAX {
@@ -440,7 +468,7 @@ fn same_file(_: &File, path: &Path) -> io::Result<bool> {
     Ok(path.exists())
 }
 
-fn remove_if_there(path: &Path) -> Result<(), JournalError> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), JournalError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
         _ => Ok(()),

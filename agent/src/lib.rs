@@ -17,11 +17,13 @@
 //! ```
 
 mod agent;
+mod asset;
 mod bill;
 mod delivery;
 mod entry;
 mod error;
 mod journal;
+mod l402;
 mod pay;
 mod policy;
 mod request;
@@ -30,13 +32,15 @@ mod sign;
 mod transfer;
 mod verdict;
 
-pub use agent::{Agent, AgentBuilder, Charge, Fetched, Note, PaymentMade, Quote, QuotedOffer};
+pub use agent::{Agent, AgentBuilder, Charge, Fetched, Note, PaymentMade, Quote, QuotedInvoice, QuotedOffer};
+pub use asset::{DollarAsset, DollarAssetError, Usd, well_known_assets};
 pub use bill::{BILL_BODY_BYTES_MAX, Bill, BillError};
 pub use entry::{Authorization, Entry, Fingerprint, SignedTransaction, Standing, Transfer};
 pub use error::{BuildError, FetchError, RefusedOffer, RequestError, Stake, TransportError, UnreadableBill};
 pub use journal::{EXPIRY_GRACE, Journal, JournalError, RECEIPTS_MAX, REDELIVERY_WITHIN, UNRESOLVED_KEPT_FOR};
-pub use policy::{
-    Acceptable, DollarAsset, DollarAssetError, Policy, PolicyRule, Usd, VALID_FOR_MAX, well_known_assets,
+pub use l402::{
+    L402BillError, LightningError, LightningMade, LightningRule, PaidToken, Purchase, Stage, TokenFacts, TokenStanding,
 };
+pub use policy::{Acceptable, Policy, PolicyRule, RoutingFee, VALID_FOR_MAX};
 pub use retry::{Redirects, RetryPolicy};
 pub use transfer::{NotSent, TransferMade};

@@ -1,21 +1,22 @@
 //! Paying: hold the request, note what was signed, send it, send it again, and say what became of it.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
 
-use farebox_core::{Charged, PaymentId, Timestamp, TransactionId, Untrusted};
-use http::{HeaderMap, StatusCode, header};
+use farebox_core::{Charged, EvmAddress, PaymentHash, PaymentId, RailName, Timestamp, TransactionId, Untrusted};
+use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::Response;
 use tokio::time::Instant;
 
 use crate::{
-    agent::{Agent, Charge, Fetched, Note, PaymentMade, Started},
+    agent::{Agent, Charge, Fetched, Hop, Note, PaymentMade, Started},
     bill::{self, BILL_BODY_BYTES_MAX, Billed, SettlementWord},
     delivery,
     entry::{Authorization, Entry, Proof, SecretHeader, Standing},
-    error::{FetchError, TransportError},
+    error::{FetchError, RefusedOffer, RequestError, TransportError},
     journal::{Held, JournalError, Lock},
-    policy::Outstanding,
+    l402::{Begun as TokenBegun, Finished, L402Bill, LightningError},
     request::Replayable,
+    sign::{NotSigned, Signed},
     transfer::Begun,
     verdict::{Cure, Problem, Verdict, judge, retry_after},
 };
@@ -65,15 +66,39 @@ struct Again {
     receipt: Receipt,
 }
 
+/// What a fetch has tried for a request and need not try again.
+#[derive(Default)]
+pub(crate) struct Tried {
+    /// Held tokens that the seller does not take for it.
+    pub(crate) tokens: BTreeSet<PaymentHash>,
+    /// Why the wallet did not pay by Lightning: then another way is looked for.
+    pub(crate) lightning: Option<LightningError>,
+}
+
 impl Agent {
-    /// Goes on with a payment that is open in the journal; `None` if there is none any more.
+    /// Goes on with a payment that is open in the journal, or with a token that is held; `None` if there is neither.
     pub(crate) async fn resume(&self, request: &Replayable, started: Started) -> Result<Option<Fetched>, FetchError> {
-        let held = self.hold(request, started).await?;
-        let Some(entry) = self.unfinished(&held, started).await? else { return Ok(None) };
-        if self.is_set_aside(&entry) {
+        if !self.parts.journal.has_open(&request.fingerprint()) && !self.may_draw(request).await? {
             return Ok(None);
         }
-        self.finish_again(request, &held, entry, started).await.map(Some)
+        let held = self.hold(request, started).await?;
+        let mut tried = Tried::default();
+        let finished = match self.unfinished(&held, started).await? {
+            Some(entry) if self.is_set_aside(&entry) => return Ok(None),
+            Some(entry) => self.finish_again(request, &held, entry, started).await?,
+            None => match self.begin_draw(request, &held, None, &tried).await? {
+                Some(entry) => self.finish(request, &held, entry, Made::default(), started).await?,
+                None => return Ok(None),
+            },
+        };
+        match finished {
+            Finished::Answer(fetched) => Ok(Some(*fetched)),
+            Finished::Refused { token, billed: Some(billed) } => {
+                tried.tokens.insert(token);
+                Box::pin(self.pay_bill(request, &held, *billed, None, tried, started)).await.map(Some)
+            }
+            Finished::Refused { billed: None, .. } | Finished::NotPaid(_) => Ok(None),
+        }
     }
 
     /// Pays the bill, unless a payment for this request has been signed meanwhile: then that one is sent.
@@ -84,28 +109,153 @@ impl Agent {
         started: Started,
     ) -> Result<Fetched, FetchError> {
         let held = self.hold(request, started).await?;
-        let before = self.unfinished(&held, started).await?;
-        let (entry, account) = match before {
+        let (mut tried, mut billed) = (Tried::default(), billed);
+        let before = match self.unfinished(&held, started).await? {
             Some(entry) if !self.is_set_aside(&entry) => {
-                return self.finish_again(request, &held, entry, started).await;
+                match self.finish_again(request, &held, entry, started).await? {
+                    Finished::Answer(fetched) => return Ok(*fetched),
+                    Finished::Refused { token, billed: newer } => {
+                        tried.tokens.insert(token);
+                        billed = newer.map_or(billed, |newer| *newer);
+                    }
+                    Finished::NotPaid(_) => {}
+                }
+                None
             }
+            before => before,
+        };
+        Box::pin(self.pay_bill(request, &held, billed, before, tried, started)).await
+    }
+
+    /// Pays a bill in the first way that works: a held token, then the rails in their order. What came before is refused by the seller, and counts
+    /// as outstanding.
+    async fn pay_bill(
+        &self,
+        request: &Replayable,
+        held: &Arc<Held>,
+        mut billed: Billed,
+        mut before: Option<Entry>,
+        mut tried: Tried,
+        started: Started,
+    ) -> Result<Fetched, FetchError> {
+        let mut asks = self.waits();
+        let mut taken = None;
+        loop {
+            let (entry, made) = match self.begin(request, held, &mut billed, before.take(), &tried, started).await? {
+                Begins::With(entry, made) => (*entry, made),
+                Begins::Taken { entry, rule } => {
+                    before = entry.map(|entry| *entry);
+                    // Another bill, another row of waits: many requests of one agent may be shown one invoice, and pay in turn.
+                    let hash = billed.l402.as_ref().map(L402Bill::payment_hash);
+                    if std::mem::replace(&mut taken, hash) != hash {
+                        asks = self.waits();
+                    }
+                    let left = started.until.saturating_duration_since(Instant::now());
+                    let Some(wait) = asks.next().filter(|wait| *wait < left) else {
+                        return Err(FetchError::Policy(vec![rule]));
+                    };
+                    tokio::time::sleep(wait).await;
+                    match self.ask_again(request, started).await? {
+                        Ok(newer) => billed = newer,
+                        Err(fetched) => return Ok(fetched),
+                    }
+                    continue;
+                }
+            };
+            match self.finish(request, held, entry, made, started).await? {
+                Finished::Answer(fetched) => return Ok(*fetched),
+                Finished::Refused { token, billed: newer } => {
+                    tried.tokens.insert(token);
+                    billed = match newer {
+                        Some(newer) => *newer,
+                        None => match self.ask_again(request, started).await? {
+                            Ok(newer) => newer,
+                            Err(fetched) => return Ok(fetched),
+                        },
+                    };
+                }
+                Finished::NotPaid(error) => tried.lightning = Some(error),
+            }
+            before = held.load().await?;
+        }
+    }
+
+    /// Notes the next thing to try for a bill: a held token, or a payment.
+    async fn begin(
+        &self,
+        request: &Replayable,
+        held: &Arc<Held>,
+        billed: &mut Billed,
+        before: Option<Entry>,
+        tried: &Tried,
+        started: Started,
+    ) -> Result<Begins, FetchError> {
+        if before.is_none()
+            && let Some(entry) = self.begin_draw(request, held, billed.l402.as_ref(), tried).await?
+        {
+            return Ok(Begins::With(Box::new(entry), Made::default()));
+        }
+        let now = self.parts.clock.now();
+        let outstanding = before.as_ref().map(|entry| entry.outstanding(now, started.at)).unwrap_or_default();
+        let signed = match self.sign(request, billed, outstanding, tried, started).await {
+            Ok(signed) => signed,
+            Err(NotSigned::Taken(rule)) => return Ok(Begins::Taken { entry: before.map(Box::new), rule }),
+            Err(NotSigned::Failed(error)) => match &before {
+                None => return Err(error),
+                Some(entry) => {
+                    let reason = declined_reason(entry).unwrap_or_default();
+                    return Err(after_refusal(error, reason, entry.valid_until(now)));
+                }
+            },
+        };
+        let Signed { authorization, account, begun } = signed;
+        let entry = match before {
             Some(mut entry) => {
-                let now = self.parts.clock.now();
-                let (outstanding, valid_until) = (entry.outstanding(now, started.at), entry.valid_until(now));
-                let signed = self.sign(request, &billed, outstanding, started).await;
-                let reason = declined_reason(&entry).unwrap_or_default();
-                let signed = signed.map_err(|error| after_refusal(error, reason, valid_until))?;
-                entry.supersede(signed.authorization);
-                (entry, signed.account)
+                entry.supersede(authorization);
+                entry
             }
-            None => {
-                let signed = self.sign(request, &billed, Outstanding::default(), started).await?;
-                let entry = Entry::new(request.fingerprint(), &request.method, &request.url, signed.authorization);
-                (entry, signed.account)
-            }
+            None => Entry::new(request.fingerprint(), &request.method, &request.url, authorization),
         };
         held.store(&entry).await?;
-        self.finish(request, &held, entry, Made { signatures: 1, notes: billed.notes, account }, started).await
+        let (signatures, notes) = (1, std::mem::take(&mut billed.notes));
+        Ok(Begins::With(Box::new(entry), Made { signatures, notes, account, begun }))
+    }
+
+    /// Whether a held token may be good for the request. Only a hint, as it is looked at without the request's lock.
+    async fn may_draw(&self, request: &Replayable) -> Result<bool, FetchError> {
+        Ok(self.draws(request) && self.held_token(request, None, &BTreeSet::new()).await?.is_some())
+    }
+
+    /// Notes the use of a held token, if there is one that may be good.
+    async fn begin_draw(
+        &self,
+        request: &Replayable,
+        held: &Arc<Held>,
+        bill: Option<&L402Bill>,
+        tried: &Tried,
+    ) -> Result<Option<Entry>, FetchError> {
+        if !self.draws(request) {
+            return Ok(None);
+        }
+        let Some(token) = self.held_token(request, bill, &tried.tokens).await? else { return Ok(None) };
+        let authorization = self.draw(&token, self.idempotency_key(request)?);
+        let entry = Entry::new(request.fingerprint(), &request.method, &request.url, authorization);
+        held.store(&entry).await?;
+        Ok(Some(entry))
+    }
+
+    fn draws(&self, request: &Replayable) -> bool {
+        self.parts.policy.rails.contains(&RailName::L402) && request.method != Method::HEAD
+    }
+
+    /// Asks for another bill; the inner error is an answer that needs none.
+    async fn ask_again(&self, request: &Replayable, started: Started) -> Result<Result<Billed, Fetched>, FetchError> {
+        match self.ask(request, started, &mut 0).await? {
+            Hop::Bill(billed) => Ok(Ok(billed)),
+            Hop::Answer(response) => Ok(Err(Fetched { response, payment: None })),
+            // No redirect is left to follow.
+            Hop::Moved(_) => Err(RequestError::Redirect { reason: "redirected after a bill".to_owned() }.into()),
+        }
     }
 
     /// Whether the seller refused it and the present policy would not pay it: it is not sent again, and counts as outstanding.
@@ -120,20 +270,25 @@ impl Agent {
         held: &Arc<Held>,
         mut entry: Entry,
         started: Started,
-    ) -> Result<Fetched, FetchError> {
+    ) -> Result<Finished, FetchError> {
         if declined_reason(&entry).is_some() {
             // Once sent again it may be charged, and a crash must not leave the seller's older word to be believed.
             entry.current.standing = Standing::Open;
             held.store(&entry).await?;
         }
         // A transfer is claimed by the wallet that made it or not at all.
-        if entry.current.transfer().is_none()
-            && entry.current.payer != self.parts.wallet.evm_address()
+        if matches!(entry.current.proof, Proof::Header(_))
+            && entry.current.payer != self.payer()
             && let Some(tell) = self.parts.on_foreign_resend
         {
             tell(&entry);
         }
         self.finish(request, held, entry, Made::default(), started).await
+    }
+
+    /// The EVM wallet's address, if there is one.
+    pub(crate) fn payer(&self) -> Option<EvmAddress> {
+        self.parts.wallet.as_ref().map(|wallet| wallet.evm_address())
     }
 
     async fn hold(&self, request: &Replayable, started: Started) -> Result<Arc<Held>, JournalError> {
@@ -162,19 +317,25 @@ impl Agent {
         mut entry: Entry,
         mut made: Made,
         started: Started,
-    ) -> Result<Fetched, FetchError> {
+    ) -> Result<Finished, FetchError> {
         loop {
             let header = match &entry.current.proof {
                 Proof::Header(header) => header,
                 Proof::Transfer(transfer) => {
                     let transfer = (**transfer).clone();
                     let begun = Begun { account: made.account, signatures: made.signatures, notes: made.notes };
-                    return Box::pin(self.finish_transfer(request, held, entry, transfer, begun, started)).await;
+                    let finished = Box::pin(self.finish_transfer(request, held, entry, transfer, begun, started)).await;
+                    return finished.map(|fetched| Finished::Answer(Box::new(fetched)));
+                }
+                Proof::Token(proof) => {
+                    let (proof, begun, notes) = (*proof, made.begun, made.notes);
+                    return Box::pin(self.finish_token(request, held, entry, proof, begun, notes, started)).await;
                 }
             };
             match self.present(request, &entry.current, header, started).await {
                 Presented::Answer { response, settlement } => {
-                    return Ok(self.answered(request, held, entry, response, settlement, made).await);
+                    let answered = self.answered(request, held, entry, response, settlement, made).await;
+                    return Ok(Finished::Answer(Box::new(answered)));
                 }
                 Presented::Unserved { attempts, last, charged, receipt } => {
                     return Err(self.unserved(held, entry, attempts, last, charged, receipt).await?);
@@ -196,8 +357,9 @@ impl Agent {
                 Presented::Declined { reason, cure, billed } => {
                     let valid_until = entry.valid_until(self.parts.clock.now());
                     entry.current.standing = Standing::Declined { reason: reason.clone() };
-                    let payer = entry.current.payer;
-                    if cure == Cure::OtherPayer && payer == self.parts.wallet.evm_address() {
+                    if cure == Cure::OtherPayer
+                        && let Some(payer) = entry.current.payer.filter(|payer| Some(*payer) == self.payer())
+                    {
                         held.store(&entry).await?;
                         return Err(FetchError::InsufficientBalance { payer, reason, valid_until });
                     }
@@ -391,8 +553,8 @@ impl Agent {
         }
         let Authorization { offer, asset, .. } = &entry.current;
         let (offer, asset, price) = (offer.clone(), asset.clone(), entry.current.worth());
-        let transfer = None;
-        let made = PaymentMade { offer, asset, price, charge, payment, signatures, notes, transfer };
+        let (transfer, lightning) = (None, None);
+        let made = PaymentMade { offer, asset, price, charge, payment, signatures, notes, transfer, lightning };
         Fetched { response, payment: Some(made) }
     }
 }
@@ -404,6 +566,18 @@ pub(crate) struct Made {
     pub(crate) notes: Vec<Note>,
     /// See [`Begun::account`].
     account: Option<Lock>,
+    /// The invoice that was chosen just now.
+    begun: Option<TokenBegun>,
+}
+
+/// What is to be tried next for a bill.
+enum Begins {
+    With(Box<Entry>, Made),
+    /// The bill's invoice is paid for another request: another bill is needed. With the entry as it was.
+    Taken {
+        entry: Option<Box<Entry>>,
+        rule: RefusedOffer,
+    },
 }
 
 enum Renewed {
@@ -420,7 +594,11 @@ pub(crate) fn receipt_notes(word: &SettlementWord, made: &Authorization) -> Vec<
     let notes = [
         differs("amount", made.offer.amount.units.to_string(), word.amount.map(|units| units.to_string())),
         differs("network", made.offer.network().to_string(), word.network.as_ref().map(ToString::to_string)),
-        differs("payer", format!("{:x}", made.payer), word.payer.as_ref().map(|payer| payer.to_ascii_lowercase())),
+        differs(
+            "payer",
+            made.payer.map(|payer| format!("{payer:x}")).unwrap_or_default(),
+            word.payer.as_ref().map(|payer| payer.to_ascii_lowercase()),
+        ),
     ];
     notes.into_iter().flatten().collect()
 }

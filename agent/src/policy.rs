@@ -1,198 +1,31 @@
 //! What an agent may spend, decided from its own table of assets and never from what a seller says about them.
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
-use farebox_core::{Amount, AssetId, Decimal, EvmAddress, Network, Offer, RailName, Timestamp, Untrusted};
+use farebox_core::{Amount, AssetId, EvmAddress, Network, Offer, RailName, Timestamp, Untrusted};
 use farebox_wire::x402::Requirement;
-use serde::{Deserialize, Serialize};
 
 use crate::{
+    asset::{DollarAsset, Usd, well_known_assets},
     bill::{Bill, Billed},
     error::RefusedOffer,
+    l402::LightningRule,
 };
 
-/// The decimals in which [`Usd`] counts.
-const USD_DECIMALS: u8 = 18;
-
 /// What one call may cost unless the policy says otherwise. The official clients' own cap.
-const MAX_PER_CALL_DEFAULT: Usd = Usd(100_000_000_000_000_000);
+const MAX_PER_CALL_DEFAULT: Usd = Usd::TEN_CENTS;
 
 /// What the gas of one transfer may cost unless the policy says otherwise, wei: a thousandth of a coin. A transfer on a rollup
 /// takes a thousandth of that.
 const MAX_GAS_DEFAULT_WEI: u128 = 1_000_000_000_000_000;
 
+/// What forwarding nodes may take of one payment unless the policy says otherwise. Ten sats is what a few hops take of the smallest
+/// payment.
+const ROUTING_FEE_DEFAULT: RoutingFee = RoutingFee { percent: 5, floor_msat: 10_000 };
+
 /// How long an authorization may stay usable, whatever time the bill asks for: a bill of ten years must not leave a signature
 /// that can be cashed for ten years.
 pub const VALID_FOR_MAX: Duration = Duration::from_secs(15 * 60);
-
-/// US dollars, exact to 10^-18, below 2^128 * 10^-18.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Usd(u128);
-
-impl Usd {
-    /// # Errors
-    /// More than 10^20 dollars.
-    pub fn new(dollars: Decimal) -> Result<Self, farebox_core::ToUnitsError> {
-        dollars.to_units(USD_DECIMALS).map(Self)
-    }
-
-    /// The sum, or the largest value there is: an overflow must read as too much, never as little.
-    #[must_use]
-    pub const fn saturating_add(self, other: Self) -> Self {
-        Self(self.0.saturating_add(other.0))
-    }
-}
-
-impl fmt::Display for Usd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "${}", Decimal::from_units(self.0, USD_DECIMALS))
-    }
-}
-
-impl fmt::Debug for Usd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The decimals in which the worth of one whole token is kept.
-const EACH_DECIMALS: u8 = 6;
-
-/// A token or coin and what one of it is worth in US dollars, as the agent's owner knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DollarAsset {
-    id: AssetId,
-    symbol: Arc<str>,
-    decimals: u8,
-    /// Millionths of a dollar for one whole token.
-    #[serde(default = "one_dollar", skip_serializing_if = "is_one_dollar")]
-    each_micros: u64,
-}
-
-const fn one_dollar() -> u64 {
-    1_000_000
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-const fn is_one_dollar(micros: &u64) -> bool {
-    *micros == one_dollar()
-}
-
-/// Why there is no such [`DollarAsset`].
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum DollarAssetError {
-    /// More than 18 decimals.
-    #[error("expected 0 to 18 decimals, found {found}")]
-    Decimals {
-        /// What was found instead.
-        found: u8,
-    },
-    /// Not a symbol.
-    #[error("expected a symbol of 1 to 16 letters, digits or points, found {found}")]
-    Symbol {
-        /// What was found instead.
-        found: Untrusted,
-    },
-    /// Not a worth.
-    #[error(
-        "expected what one of it is worth: more than $0, with at most {EACH_DECIMALS} digits after the point, found {found}"
-    )]
-    Worth {
-        /// What was found instead.
-        found: Decimal,
-    },
-}
-
-impl DollarAsset {
-    /// A token that is worth one dollar.
-    ///
-    /// # Errors
-    /// More than 18 decimals, or a symbol that is not 1 to 16 of `[A-Za-z0-9.]`.
-    pub fn new(id: AssetId, symbol: &str, decimals: u8) -> Result<Self, DollarAssetError> {
-        if decimals > USD_DECIMALS {
-            return Err(DollarAssetError::Decimals { found: decimals });
-        }
-        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'.';
-        if !(1..=16).contains(&symbol.len()) || !symbol.bytes().all(fits) {
-            return Err(DollarAssetError::Symbol { found: Untrusted::new(symbol) });
-        }
-        Ok(Self { id, symbol: symbol.into(), decimals, each_micros: one_dollar() })
-    }
-
-    /// The same, worth so many dollars each: for a coin, the most that its owner would say it is worth.
-    ///
-    /// # Errors
-    /// No dollars, more than 6 digits after the point, or more than 10^12 dollars.
-    pub fn worth_each(self, dollars: Decimal) -> Result<Self, DollarAssetError> {
-        let micros = dollars.to_units(EACH_DECIMALS).ok().and_then(|micros| u64::try_from(micros).ok());
-        match micros {
-            Some(each_micros @ 1..=1_000_000_000_000_000_000) => Ok(Self { each_micros, ..self }),
-            _ => Err(DollarAssetError::Worth { found: dollars }),
-        }
-    }
-
-    /// Which token.
-    #[must_use]
-    pub const fn id(&self) -> &AssetId {
-        &self.id
-    }
-
-    /// Such as `USDC`.
-    #[must_use]
-    pub fn symbol(&self) -> &str {
-        &self.symbol
-    }
-
-    /// Of one whole token.
-    #[must_use]
-    pub const fn decimals(&self) -> u8 {
-        self.decimals
-    }
-
-    /// `units` as a number of whole tokens.
-    #[must_use]
-    pub const fn tokens(&self, units: u128) -> Decimal {
-        Decimal::from_units(units, self.decimals)
-    }
-
-    /// The worth of `units`, rounded up; what does not fit is the most there is.
-    #[must_use]
-    pub fn worth(&self, units: u128) -> Usd {
-        let micros = units.saturating_mul(self.each_micros.into());
-        let shift = USD_DECIMALS - EACH_DECIMALS;
-        let power = |exponent: u8| 10u128.saturating_pow(exponent.into());
-        Usd(match shift.checked_sub(self.decimals) {
-            Some(up) => micros.saturating_mul(power(up)),
-            // A product that has saturated must not be made small again.
-            None if micros == u128::MAX => micros,
-            None => micros.div_ceil(power(self.decimals - shift)),
-        })
-    }
-}
-
-/// Circle's USDC where x402 is commonly paid: network and token. Source: Circle's list of USDC contract addresses. All have
-/// 6 decimals.
-const USDC: [(u64, [u8; 20]); 7] = [
-    (1, address("A0b86991c6218b36c1d19D4a2e9Eb0cE3606eB48")),
-    (137, address("3c499c542cEF5E3811e1192ce70d8cC03d5c3359")),
-    (8453, address("833589fCD6eDb6E08f4c7C32D4f71b54bdA02913")),
-    (42161, address("af88d065e77c8cC2239327C5EDb3A432268e5831")),
-    (43114, address("B97EF9Ef8734C71904D8002F8b6Bc66Dd9c48a6E")),
-    (84532, address("036CbD53842c5426634e7929541eC2318f3dCF7e")),
-    (421_614, address("75faf114eafb1BDbe2F0316DF893fd58CE46AA4d")),
-];
-
-/// The USDC of the networks on which x402 is commonly paid, test networks among them.
-#[must_use]
-pub fn well_known_assets() -> Vec<DollarAsset> {
-    let usdc = |(chain, address)| DollarAsset {
-        id: AssetId::erc20(Network::evm(chain), EvmAddress(address)),
-        symbol: "USDC".into(),
-        decimals: 6,
-        each_micros: one_dollar(),
-    };
-    USDC.into_iter().map(usdc).collect()
-}
 
 /// What an agent may pay. Every rule is checked before anything is signed.
 #[derive(Clone, Debug)]
@@ -211,6 +44,30 @@ pub struct Policy {
     pub rails: Vec<RailName>,
     /// The most that the gas of one transfer may cost, wei, raised fees included.
     pub max_gas_wei: u128,
+    /// The most millisatoshis that one call may cost over Lightning, routing fees not counted. `None`: `max_per_call` alone decides, and `assets` must then say
+    /// what sats are worth.
+    pub max_msat_per_call: Option<u64>,
+    /// The most that forwarding nodes may take of one Lightning payment.
+    pub routing_fee: RoutingFee,
+}
+
+/// A limit on what forwarding nodes take: a part of the amount, or `floor_msat` where that is more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutingFee {
+    /// Of the amount.
+    pub percent: u32,
+    /// Millisatoshis.
+    pub floor_msat: u64,
+}
+
+impl RoutingFee {
+    /// The most for one payment, millisatoshis, rounded down.
+    #[must_use]
+    pub const fn max_msat(self, amount_msat: u64) -> u64 {
+        let part = amount_msat as u128 * self.percent as u128 / 100;
+        let part = if part > u64::MAX as u128 { u64::MAX } else { part as u64 };
+        if part > self.floor_msat { part } else { self.floor_msat }
+    }
 }
 
 impl Default for Policy {
@@ -223,6 +80,8 @@ impl Default for Policy {
             valid_for_max: VALID_FOR_MAX,
             rails: RailName::ALL.to_vec(),
             max_gas_wei: MAX_GAS_DEFAULT_WEI,
+            max_msat_per_call: None,
+            routing_fee: ROUTING_FEE_DEFAULT,
         }
     }
 }
@@ -242,6 +101,15 @@ pub enum PolicyRule {
         /// Which.
         rail: RailName,
     },
+    /// There is nothing to pay with in this way.
+    #[error("there is no wallet for {rail}")]
+    NoWallet {
+        /// Which.
+        rail: RailName,
+    },
+    /// A rule of Lightning's own.
+    #[error(transparent)]
+    Lightning(#[from] LightningRule),
     /// A transfer's bill is not for the request that was made: its quote could not be redeemed for that.
     #[error("the transfer is billed for the {field} {billed}, and {asked} was asked for")]
     OtherRequest {
@@ -346,6 +214,8 @@ impl PolicyRule {
         match self {
             Self::Scheme { .. } => "scheme_not_supported",
             Self::Rail { .. } => "rail_not_allowed",
+            Self::NoWallet { .. } => "no_wallet",
+            Self::Lightning(rule) => rule.code(),
             Self::OtherRequest { .. } => "bill_for_another_request",
             Self::ToItself { .. } => "transfer_to_itself",
             Self::Decimals { .. } => "decimals_differ",
@@ -372,8 +242,14 @@ pub(crate) struct Outstanding {
 pub struct Acceptable {
     /// The token, as the policy knows it.
     pub asset: DollarAsset,
-    /// What the offer costs.
-    pub price: Usd,
+    /// What the offer costs. `None`: what a sat is worth is not known, and the limit in sats alone was held.
+    pub price: Option<Usd>,
+}
+
+impl Acceptable {
+    fn is_cheaper_than(&self, other: &Self) -> bool {
+        matches!((self.price, other.price), (Some(ours), Some(theirs)) if ours < theirs)
+    }
 }
 
 impl Policy {
@@ -395,31 +271,47 @@ impl Policy {
         if self.networks.as_ref().is_some_and(|allowed| !allowed.contains(offer.network())) {
             return Err(PolicyRule::Network { network: offer.network().clone() });
         }
-        let Some(asset) = self.assets.iter().find(|known| known.id == offer.amount.asset) else {
-            return Err(PolicyRule::Asset { asset: offer.amount.asset.clone() });
-        };
+        let asset = self.asset_of(offer)?;
         let payee_allowed = |allowed: &BTreeSet<EvmAddress>| offer.pay_to.parse().is_ok_and(|to| allowed.contains(&to));
         if self.payees.as_ref().is_some_and(|allowed| !payee_allowed(allowed)) {
             return Err(PolicyRule::Payee { pay_to: Untrusted::new(&*offer.pay_to) });
         }
         let (price, max) = (asset.worth(offer.amount.units), self.max_per_call);
-        if price > max {
-            return Err(PolicyRule::OverMax { price, max });
+        let Outstanding { worth, until } = outstanding;
+        match price {
+            Some(price) if price > max => return Err(PolicyRule::OverMax { price, max }),
+            Some(price) if worth.saturating_add(price) > max => {
+                return Err(PolicyRule::Outstanding { price, outstanding: worth, until, max });
+            }
+            None if worth > Usd::default() => return Err(LightningRule::CannotSum { outstanding: worth }.into()),
+            _ => {}
         }
-        if outstanding.worth.saturating_add(price) > max {
-            let Outstanding { worth, until } = outstanding;
-            return Err(PolicyRule::Outstanding { price, outstanding: worth, until, max });
+        Ok(Acceptable { asset, price })
+    }
+
+    /// The offer's asset as the owner knows it. Sats need no entry in the table where there is a limit in sats.
+    fn asset_of(&self, offer: &Offer) -> Result<DollarAsset, PolicyRule> {
+        let (id, units) = (&offer.amount.asset, offer.amount.units);
+        let known = self.assets.iter().find(|known| known.id() == id).cloned();
+        if !id.is_lightning() {
+            return known.ok_or_else(|| PolicyRule::Asset { asset: id.clone() });
         }
-        Ok(Acceptable { asset: asset.clone(), price })
+        match self.max_msat_per_call {
+            Some(max_msat) if units > max_msat.into() => {
+                Err(LightningRule::OverMax { amount_msat: units, max_msat }.into())
+            }
+            Some(_) => Ok(known.unwrap_or_else(|| DollarAsset::sats(id.network()))),
+            None => known.ok_or_else(|| LightningRule::NoLimit.into()),
+        }
     }
 
     /// What the cheapest offer in a known token costs, whether or not it may be paid.
     pub(crate) fn cheapest(&self, billed: &Billed) -> Option<Usd> {
         let x402 = billed.x402.iter().flat_map(|bill| &bill.requirements).map(|asked| &asked.offer.amount);
         let transfers = billed.transfer.iter().flat_map(|read| &read.bill.options).map(|option| &option.amount);
-        let worth =
-            |amount: &Amount| Some(self.assets.iter().find(|known| known.id == amount.asset)?.worth(amount.units));
-        x402.chain(transfers).filter_map(worth).min()
+        let worth = |amount: &Amount| self.assets.iter().find(|known| *known.id() == amount.asset)?.worth(amount.units);
+        let sats = billed.l402.iter().map(|bill| &bill.offer.amount);
+        x402.chain(transfers).chain(sats).filter_map(worth).min()
     }
 
     /// The cheapest offer that may be paid; of equals, the seller's first.
@@ -429,7 +321,7 @@ impl Policy {
         for (index, asked) in bill.requirements.iter().enumerate() {
             let offer = &asked.offer;
             match self.judge_with(offer, outstanding) {
-                Ok(acceptable) if best.as_ref().is_none_or(|best| acceptable.price < best.acceptable.price) => {
+                Ok(acceptable) if best.as_ref().is_none_or(|best| acceptable.is_cheaper_than(&best.acceptable)) => {
                     best = Some(Choice { index, asked, acceptable });
                 }
                 Ok(_) => {}
@@ -450,22 +342,4 @@ pub(crate) struct Choice<'b> {
     pub(crate) index: usize,
     pub(crate) asked: &'b Requirement,
     pub(crate) acceptable: Acceptable,
-}
-
-const fn address(hex: &str) -> [u8; 20] {
-    const fn digit(byte: u8) -> u8 {
-        match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'a'..=b'f' => byte - b'a' + 10,
-            b'A'..=b'F' => byte - b'A' + 10,
-            _ => panic!("not a hex digit"),
-        }
-    }
-    let (text, mut bytes, mut i) = (hex.as_bytes(), [0; 20], 0);
-    assert!(text.len() == 40, "an address has 40 digits");
-    while i < 20 {
-        bytes[i] = digit(text[2 * i]) << 4 | digit(text[2 * i + 1]);
-        i += 1;
-    }
-    bytes
 }

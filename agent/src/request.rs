@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use farebox_core::Untrusted;
+use farebox_wire::l402;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use reqwest::Request;
 use url::Url;
@@ -12,7 +13,8 @@ use crate::{
 };
 
 /// Headers that carry a payment. The agent alone sets them.
-const CREDENTIAL_HEADERS: [&str; 4] = ["payment-signature", "x-payment", "x-payment-hash", "x-payment-code"];
+const CREDENTIAL_HEADERS: [&str; 6] =
+    ["payment-signature", "x-payment", "x-payment-hash", "x-payment-code", "macaroon", "grpc-metadata-macaroon"];
 
 /// Headers that another origin must not see after a redirect.
 const ORIGIN_HEADERS: [HeaderName; 4] =
@@ -40,6 +42,10 @@ impl Replayable {
         if let Some(header) = CREDENTIAL_HEADERS.into_iter().find(|name| request.headers().contains_key(*name)) {
             return Err(RequestError::CredentialPresent { header });
         }
+        let mut own = request.headers().get_all(header::AUTHORIZATION).iter();
+        if own.any(l402::is_token_authorization) {
+            return Err(RequestError::CredentialPresent { header: "authorization" });
+        }
         let keys: Vec<_> = request.headers().get_all(IDEMPOTENCY_KEY).iter().collect();
         if keys.len() > 1 || keys.iter().any(|key| key.to_str().is_err()) {
             return Err(RequestError::IdempotencyKey);
@@ -53,6 +59,16 @@ impl Replayable {
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.method, &self.url, &self.body, &self.label)
+    }
+
+    /// Scheme, host and port.
+    pub(crate) fn origin(&self) -> String {
+        self.url.origin().ascii_serialization()
+    }
+
+    /// Whether the caller gave an `Authorization` of its own.
+    pub(crate) fn has_authorization(&self) -> bool {
+        self.headers.contains_key(header::AUTHORIZATION)
     }
 
     pub(crate) fn host(&self) -> String {

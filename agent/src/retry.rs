@@ -27,8 +27,10 @@ pub struct RetryPolicy {
     pub transfer_deadline: Duration,
     /// A transfer unmined for so long is sent again with a higher fee, at the same nonce.
     pub bump_after: Duration,
-    /// The longest wait between two looks at the chain for a transfer.
+    /// The longest wait between two looks at the chain for a transfer, or at a wallet for a Lightning payment.
     pub poll_max: Duration,
+    /// How long a Lightning wallet may try to pay one invoice, within `deadline`.
+    pub pay_timeout: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -44,6 +46,7 @@ impl Default for RetryPolicy {
             transfer_deadline: Duration::from_secs(20 * 60),
             bump_after: Duration::from_secs(30),
             poll_max: Duration::from_secs(4),
+            pay_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -141,7 +141,7 @@ impl Run<'_> {
             quote: self.transfer.quote.as_str().into(),
             asset: made.offer.amount.asset.clone(),
             transaction: hash,
-            payer: made.payer,
+            payer: made.payer.ok_or_else(|| corrupt("payer", "none"))?,
             pay_to: made.offer.pay_to.parse().map_err(|_| corrupt("recipient", &made.offer.pay_to))?,
             amount: made.offer.amount.units,
             resource: self.transfer.resource.as_str().into(),
@@ -234,6 +234,7 @@ impl Run<'_> {
             signatures,
             notes,
             transfer: Some(transfer),
+            lightning: None,
         };
         Fetched { response, payment: Some(payment) }
     }

@@ -13,7 +13,7 @@ mod verdict;
 use std::sync::Arc;
 
 use farebox_core::{
-    TransactionId,
+    EvmAddress, TransactionId,
     ports::{MinedTransfer, TransferWallet},
 };
 use tokio::time::Instant;
@@ -78,8 +78,10 @@ impl Agent {
         started: Started,
     ) -> Result<Fetched, FetchError> {
         let (payer, transaction) = (entry.current.payer, transfer.newest().transaction.clone());
-        let wallet = self.parts.wallet.transfers().filter(|_| payer == self.parts.wallet.evm_address());
-        let wallet = wallet.ok_or(FetchError::OtherWallet { payer, transaction })?;
+        let ours = self.parts.wallet.as_ref().filter(|wallet| payer == Some(wallet.evm_address()));
+        let payer = payer.unwrap_or(EvmAddress([0; 20]));
+        let wallet =
+            ours.and_then(|wallet| wallet.transfers()).ok_or(FetchError::OtherWallet { payer, transaction })?;
         let until = started.transfer_until(&self.parts.retry);
         let mut run = Run { agent: self, wallet, request, held: Arc::clone(held), entry, transfer, until };
         run.finish(begun).await

@@ -1,8 +1,8 @@
 //! Making a transfer: what it takes is looked at, every reason not to make it is told, and it is signed once.
 
 use farebox_core::{
-    Decimal, EvmAddress, Network,
-    ports::{Outlook, TransferGas, TransferOrder, TransferWallet, WalletError},
+    Decimal, EvmAddress, Network, Timestamp,
+    ports::{Outlook, TransferGas, TransferOrder, TransferWallet, Wallet, WalletError},
 };
 use tokio::time::Instant;
 
@@ -123,6 +123,7 @@ impl Agent {
     /// Signs a transfer for the cheapest option that may be paid and can be.
     pub(crate) async fn sign_transfer(
         &self,
+        owner: &dyn Wallet,
         terms: &Terms<'_>,
         outstanding: Outstanding,
         idempotency_key: &SecretHeader,
@@ -131,7 +132,7 @@ impl Agent {
         let (choices, refused) = terms.choices(outstanding);
         let mut first = None;
         for choice in choices {
-            match self.sign_choice(terms, choice, idempotency_key, started).await {
+            match self.sign_choice(owner, terms, choice, idempotency_key, started).await {
                 Ok(signed) => return Ok(signed),
                 // Nothing was signed: another asset or network may do.
                 Err(error) => _ = first.get_or_insert(error),
@@ -142,21 +143,21 @@ impl Agent {
 
     async fn sign_choice(
         &self,
+        owner: &dyn Wallet,
         terms: &Terms<'_>,
         choice: TransferChoice,
         idempotency_key: &SecretHeader,
         started: Started,
     ) -> Result<SignedNow, FetchError> {
         let no_transfers = || WalletError::Unsupported { reason: "the wallet makes no transfers".to_owned() };
-        let wallet = self.parts.wallet.transfers().ok_or_else(no_transfers)?;
+        let (wallet, payer) = (owner.transfers().ok_or_else(no_transfers)?, owner.evm_address());
         let network = choice.offer.network();
         let wait = started.transfer_until(&self.parts.retry).saturating_duration_since(Instant::now());
-        let account = self.parts.journal.hold_account(network, terms.payer, wait).await?;
+        let account = self.parts.journal.hold_account(network, payer, wait).await?;
         let order = TransferOrder { amount: choice.offer.amount.clone(), pay_to: choice.pay_to };
         let outlook = wallet.outlook(&order).await?;
-        let gas_limit =
-            check(&choice, terms.payer, &outlook, self.parts.policy.max_gas_wei).map_err(FetchError::NotSent)?;
-        let nonce = self.next_nonce(wallet, network, terms, &outlook).await?;
+        let gas_limit = check(&choice, payer, &outlook, self.parts.policy.max_gas_wei).map_err(FetchError::NotSent)?;
+        let nonce = self.next_nonce(wallet, network, payer, terms.now, &outlook).await?;
         let gas = TransferGas { nonce, limit: gas_limit, fee: outlook.fee };
         let signed = wallet.sign_transfer(&order, gas)?;
         let bill = terms.bill();
@@ -172,7 +173,7 @@ impl Agent {
         let authorization = Authorization {
             proof: Proof::Transfer(Box::new(transfer)),
             idempotency_key: idempotency_key.clone(),
-            payer: terms.payer,
+            payer: Some(payer),
             offer: choice.offer,
             asset: choice.acceptable.asset,
             signed_at: terms.now,
@@ -189,14 +190,15 @@ impl Agent {
         &self,
         wallet: &dyn TransferWallet,
         network: &Network,
-        terms: &Terms<'_>,
+        payer: EvmAddress,
+        now: Timestamp,
         outlook: &Outlook,
     ) -> Result<u64, FetchError> {
         let mut next = outlook.next_nonce;
-        for entry in self.parts.journal.transfers_of(network.clone(), terms.payer).await? {
+        for entry in self.parts.journal.transfers_of(network.clone(), payer).await? {
             let Some(transfer) = entry.current.transfer() else { continue };
             let waits = matches!(entry.current.standing, Standing::Open) && transfer.nonce >= outlook.mined_nonce;
-            if !waits || transfer.pay_by <= terms.now {
+            if !waits || transfer.pay_by <= now {
                 continue;
             }
             next = next.max(transfer.nonce.saturating_add(1));

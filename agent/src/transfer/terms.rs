@@ -29,8 +29,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) read: &'a ReadBill,
     pub(crate) request: &'a Replayable,
     pub(crate) policy: &'a Policy,
-    /// Who would pay.
-    pub(crate) payer: EvmAddress,
+    /// Who would pay, if there is a wallet.
+    pub(crate) payer: Option<EvmAddress>,
     pub(crate) now: Timestamp,
 }
 
@@ -85,7 +85,7 @@ impl Terms<'_> {
     ) -> Result<Acceptable, PolicyRule> {
         let acceptable = self.policy.judge_with(offer, outstanding)?;
         self.check_request()?;
-        if option.pay_to == self.payer {
+        if Some(option.pay_to) == self.payer {
             return Err(PolicyRule::ToItself { pay_to: option.pay_to });
         }
         let (billed, known) = (option.decimals, acceptable.asset.decimals());

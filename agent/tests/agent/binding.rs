@@ -159,7 +159,7 @@ async fn a_body_that_contradicts_the_header_is_told_and_not_believed() {
         let Quote::Bill { notes, .. } = payer.agent().quote(get(seller.url("/"))).await.unwrap() else { panic!() };
         assert_eq!(notes, expected);
         let made = payer.agent().fetch(get(seller.url("/"))).await.unwrap().payment.unwrap();
-        assert_eq!((&made.notes[..], made.price.to_string()), (expected, "$0.01".to_owned()));
+        assert_eq!((&made.notes[..], made.price.unwrap().to_string()), (expected, "$0.01".to_owned()));
     };
     let v2 = |units: u128| {
         json!({"x402Version": 2, "resource": {"url": "http://x.test/"}, "accepts": [{

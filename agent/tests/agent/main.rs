@@ -6,6 +6,8 @@ mod hostile;
 #[cfg(test)]
 mod journal;
 #[cfg(test)]
+mod lightning;
+#[cfg(test)]
 mod paying;
 #[cfg(test)]
 mod refused;

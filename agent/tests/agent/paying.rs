@@ -11,7 +11,7 @@ async fn a_version_2_bill_is_paid_once_and_the_receipt_is_told() {
     let payer = Payer::new();
     let fetched = payer.agent().fetch(get(seller.url("/x?a=b"))).await.unwrap();
     let made = fetched.payment.unwrap();
-    assert_eq!(made.price.to_string(), "$0.01");
+    assert_eq!(made.price.unwrap().to_string(), "$0.01");
     assert_eq!(made.charge, Charge::Charged { transaction: Some(farebox_core::TransactionId::new(HASH)) });
     assert_eq!(made.payment.unwrap().to_string(), "pay_01hzxk3vd4s0q7r2m9n8b5c6e1");
     assert_eq!(fetched.response.url().path(), "/x");
@@ -42,7 +42,7 @@ async fn the_header_wins_over_another_body() {
     .await;
     let payer = Payer::new();
     let fetched = payer.agent().fetch(get(seller.url("/"))).await.unwrap();
-    assert_eq!(fetched.payment.unwrap().price.to_string(), "$0.01");
+    assert_eq!(fetched.payment.unwrap().price.unwrap().to_string(), "$0.01");
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn the_limit_itself_may_be_spent_and_the_cheapest_offer_is_taken() {
     assert!(matches!(&offers[3].judgement, Err(PolicyRule::OverMax { max: found, .. }) if *found == max));
     assert_eq!((payer.wallet.signed(), payer.files("open").len()), (0, 0), "a quote signs nothing");
     let fetched = payer.agent().fetch(get(seller.url("/"))).await.unwrap();
-    assert_eq!(fetched.payment.unwrap().price.to_string(), "$0.099999");
+    assert_eq!(fetched.payment.unwrap().price.unwrap().to_string(), "$0.099999");
 }
 
 #[tokio::test]

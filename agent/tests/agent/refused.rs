@@ -44,7 +44,7 @@ async fn another_wallet_pays_once_the_first_ones_payment_is_refused_again() {
     assert_eq!((payer.wallet.signed(), seller.distinct_credentials(), seller.credentials().len()), (1, 1, 2));
 
     let other = Arc::new(CountingWallet::of([8; 20]));
-    let tell = |entry: &farebox_agent::Entry| TOLD.lock().unwrap().push(format!("{:x}", entry.current.payer));
+    let tell = |entry: &farebox_agent::Entry| TOLD.lock().unwrap().push(format!("{:x}", entry.current.payer.unwrap()));
     let agent = payer.builder().wallet(Arc::clone(&other) as Arc<dyn Wallet>).on_foreign_resend(tell).build().unwrap();
     let fetched = agent.fetch(get(seller.url("/"))).await.unwrap();
     assert_eq!(fetched.payment.as_ref().unwrap().signatures, 1);
@@ -222,7 +222,7 @@ async fn a_quote_shows_what_is_open() {
     assert_eq!(open("").await, None);
     payer.agent().fetch(get(seller.url("/"))).await.unwrap_err();
     let entry = open("").await.unwrap();
-    assert_eq!(entry.current.payer, payer.wallet.evm_address());
+    assert_eq!(entry.current.payer, Some(payer.wallet.evm_address()));
     assert!(entry.valid_until(payer.clock.now()).is_some());
     assert_eq!(open("another").await, None);
 }

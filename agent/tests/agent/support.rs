@@ -126,9 +126,12 @@ pub(crate) struct Seen {
 impl Seen {
     /// The credential header's name and bytes.
     pub(crate) fn credential(&self) -> Option<(String, String)> {
+        let value = |name| Some(self.headers.get(name)?.to_str().unwrap().to_owned());
+        let token = || value("authorization").filter(|text| text.starts_with("L402 ") || text.starts_with("LSAT "));
         ["payment-signature", "x-payment", "x-payment-code"]
             .into_iter()
-            .find_map(|name| Some((name.to_owned(), self.headers.get(name)?.to_str().unwrap().to_owned())))
+            .find_map(|name| Some((name.to_owned(), value(name)?)))
+            .or_else(|| Some(("authorization".to_owned(), token()?)))
     }
 }
 
@@ -273,6 +276,7 @@ pub(crate) fn quick() -> RetryPolicy {
         transfer_deadline: Duration::from_secs(20),
         bump_after: Duration::from_secs(1),
         poll_max: Duration::from_millis(100),
+        pay_timeout: Duration::from_millis(600),
     }
 }
 

@@ -16,14 +16,16 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use farebox_agent::{
-    Agent, Charge, DollarAsset, FetchError, Journal, NotSent, PaymentMade, Policy, Quote, Redirects, RetryPolicy,
-    Stake, Usd, well_known_assets,
+    Agent, Charge, DollarAsset, FetchError, Journal, LightningError, NotSent, PaymentMade, Policy, Quote, Redirects,
+    RetryPolicy, RoutingFee, Stake, Usd, well_known_assets,
 };
 use farebox_core::{
-    AssetId, Decimal, EvmAddress, Network, RailName,
+    AssetId, BitcoinNetwork, Decimal, EvmAddress, Network, RailName,
     ports::{Clock, Entropy, WalletError},
 };
 use farebox_evm::RpcUrl;
+
+use self::wallet::Wallets;
 
 /// How many redirects `-L` follows.
 const REDIRECTS_MAX: u32 = 20;
@@ -31,14 +33,21 @@ const REDIRECTS_MAX: u32 = 20;
 /// Of every EVM network's coin.
 const COIN_DECIMALS: u8 = 18;
 
+/// Of millisatoshis in a satoshi.
+const SAT_DECIMALS: u8 = 3;
+
+/// What one call may cost over Lightning if nothing is said of money: not more than the limit in dollars as long as a bitcoin is worth less than
+/// $100,000.
+const MAX_MSAT_DEFAULT: u64 = 100_000;
+
 /// The exit codes, as the help tells them.
 const EXIT_CODES: &str = "\
 Exit codes:
   0   answered with a status below 400, and paid if it had to be
   1   something else went wrong
   2   the command line is wrong
-  3   the wallet or the journal is missing or cannot be used, or the wallet holds too little or has no node for a transfer;
-      nothing was sent or signed over it
+  3   the wallet or the journal is missing or cannot be used, or the wallet holds too little, has no node for a transfer or
+      finds no way over Lightning; nothing was sent, signed or paid over it
   4   the policy forbids the payment or its gas, or the method is HEAD, which is not sold; nothing new was signed
   5   the seller refused the payment or could not serve it, and says it was not charged
   6   not known whether the payment was charged: run the same command again, it cannot pay twice
@@ -48,6 +57,8 @@ Exit codes:
   10  the answer to a payment broke off: run the same command again, it sends the same payment and cannot pay twice
   11  a transfer moved nothing and never will: it failed on the chain, or its nonce was used; the same command pays anew
   12  a transfer came too late for its bill: the seller keeps it as credit and did not serve the request
+  13  a Lightning wallet paid and gave no preimage: the money is gone, and without the preimage the seller gives nothing; the
+      same command asks the wallet for it again and never pays a second time
   22  answered with a status of 400 or more, without a payment
   23  answered with a status of 400 or more, after a payment was sent
 
@@ -57,9 +68,10 @@ valid, so that a seller who broke its word could charge it until then.";
 
 /// Fetch a URL and pay for it if it must be paid for
 ///
-/// Pays by x402 if the bill has terms for that which the wallet can pay, and else by an ordinary transfer, which needs a node (--rpc)
-/// and takes until it is confirmed. Takes the key from FAREBOX_WALLET_KEY, --key-file or --keystore, never from the command line. What was signed is noted in the
-/// journal before it is sent: after a crash or a lost answer, the same command sends the same payment again.
+/// Pays by x402 if the bill has terms for that which the wallet can pay, else over Lightning (L402), which needs a wallet (--lightning), else by an
+/// ordinary transfer, which needs a node (--rpc) and takes until it is confirmed. Takes the key from FAREBOX_WALLET_KEY, --key-file or --keystore,
+/// never from the command line. What is to be paid is noted in the journal first: after a crash or a lost answer, the same command goes on with the
+/// same payment. Tokens that Lightning payments buy are kept beside the journal and used until they are spent.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct PayArgs {
@@ -96,13 +108,26 @@ pub(crate) struct PayArgs {
     /// The most this call may cost, such as 0.10 [default: $0.10]
     #[arg(long, value_name = "DOLLARS", value_parser = dollars)]
     max: Option<Usd>,
-    /// Pay in this way only: x402 or transfer; repeated, in this order of preference [default: x402, then transfer]
+    /// Pay in this way only: x402, l402 or transfer; repeated, in this order of preference [default: x402, l402, transfer]
     #[arg(long = "rail", value_name = "RAIL", value_parser = rail)]
     rails: Vec<RailName>,
     /// Ask this node about a network, for transfers: eip155:8453=https://…; may be repeated. FAREBOX_RPC takes several with spaces
     /// between, and keeps a key in them from the command line
     #[arg(long = "rpc", value_name = "NETWORK=URL", env = "FAREBOX_RPC", hide_env_values = true, value_delimiter = ' ', value_parser = network_rpc)]
     rpc: Vec<NetworkRpc>,
+    /// Pay over Lightning with this wallet: lnd+https://HOST:PORT?macaroon=FILE&cert=FILE, cln+https://HOST:PORT?rune=FILE&cert=FILE, or
+    /// nostr+walletconnect://…, which is a secret: FAREBOX_LIGHTNING keeps it from the command line
+    #[arg(long, value_name = "WALLET", env = "FAREBOX_LIGHTNING", hide_env_values = true)]
+    lightning: Option<String>,
+    /// The most this call may cost over Lightning, in sats, fees for the way not counted [default: 100 if neither --max nor --btc-usd is given]
+    #[arg(long, value_name = "SATS", value_parser = sats)]
+    max_sat: Option<Msat>,
+    /// What one bitcoin is worth in dollars: then --max counts over Lightning too
+    #[arg(long, value_name = "DOLLARS")]
+    btc_usd: Option<Decimal>,
+    /// The most that forwarding nodes may take of a Lightning payment: percent of it, and how many sats are fine in any case
+    #[arg(long, value_name = "PERCENT[,SATS]", default_value = "5,10", value_parser = routing_fee)]
+    max_routing_fee: RoutingFee,
     /// The most that the gas of a transfer may cost, in whole coins of its network [default: 0.001]
     #[arg(long, value_name = "COINS", value_parser = coins)]
     max_gas: Option<Wei>,
@@ -217,7 +242,15 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
     let mut policy = Policy::default();
     policy.max_per_call = args.max.unwrap_or(policy.max_per_call);
     // What the user says of a token goes before what we know of it.
-    policy.assets = args.assets.iter().cloned().chain(well_known_assets()).collect();
+    policy.assets = args.known_assets();
+    if let Some(rate) = args.btc_usd {
+        for network in BitcoinNetwork::ALL {
+            let sats = DollarAsset::sats(&network.network()).worth_each(rate).context("--btc-usd is no rate")?;
+            policy.assets.push(sats);
+        }
+    }
+    policy.max_msat_per_call = args.max_msat();
+    policy.routing_fee = args.max_routing_fee;
     policy.networks = some_set(&args.networks);
     policy.payees = some_set(&args.payees);
     if !args.rails.is_empty() {
@@ -231,8 +264,15 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
     }
     let client = reqwest::Client::builder().user_agent(concat!("farebox/", env!("CARGO_PKG_VERSION")));
     let redirects = if args.location { Redirects::Follow { hops_max: REDIRECTS_MAX } } else { Redirects::Return };
-    let agent = Agent::builder()
-        .wallet(wallet::open(args, context)?)
+    let Wallets { evm, lightning } = wallet::open(args, context)?;
+    let mut agent = Agent::builder();
+    if let Some(wallet) = evm {
+        agent = agent.wallet(wallet);
+    }
+    if let Some(wallet) = lightning {
+        agent = agent.lightning(wallet);
+    }
+    let agent = agent
         .journal(journal)
         .clock(Arc::clone(&context.clock))
         .entropy(Arc::clone(&context.entropy))
@@ -242,6 +282,17 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
         .on_foreign_resend(output::foreign_resend)
         .client(client);
     Ok(agent.build()?)
+}
+
+impl PayArgs {
+    fn known_assets(&self) -> Vec<DollarAsset> {
+        self.assets.iter().cloned().chain(well_known_assets()).collect()
+    }
+
+    fn max_msat(&self) -> Option<u64> {
+        let nothing_said = self.max.is_none() && self.btc_usd.is_none();
+        self.max_sat.map(|Msat(msat)| msat).or(nothing_said.then_some(MAX_MSAT_DEFAULT))
+    }
 }
 
 fn some_set<T: Ord + Clone>(items: &[T]) -> Option<BTreeSet<T>> {
@@ -284,7 +335,7 @@ fn dollar_asset(text: &str) -> anyhow::Result<DollarAsset> {
 
 fn rail(text: &str) -> anyhow::Result<RailName> {
     let found = RailName::ALL.into_iter().find(|rail| rail.as_str() == text);
-    found.ok_or_else(|| anyhow!("expected x402 or transfer"))
+    found.ok_or_else(|| anyhow!("expected x402, l402 or transfer"))
 }
 
 /// A node, and the network it is of.
@@ -308,6 +359,22 @@ fn coins(text: &str) -> anyhow::Result<Wei> {
     Ok(Wei(text.parse::<Decimal>()?.to_units(COIN_DECIMALS)?))
 }
 
+/// Millisatoshis.
+#[derive(Clone, Copy, Debug)]
+struct Msat(u64);
+
+fn sats(text: &str) -> anyhow::Result<Msat> {
+    Ok(Msat(u64::try_from(text.parse::<Decimal>()?.to_units(SAT_DECIMALS)?)?))
+}
+
+fn routing_fee(text: &str) -> anyhow::Result<RoutingFee> {
+    let (percent, floor) = text.split_once(',').unwrap_or((text, "0"));
+    let percent =
+        percent.parse().with_context(|| format!("expected whole percent as in 5 or 5,10, found {percent}"))?;
+    let Msat(floor_msat) = sats(floor)?;
+    Ok(RoutingFee { percent, floor_msat })
+}
+
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
@@ -316,6 +383,11 @@ impl Failure {
             Self::Fetch(error) => match error {
                 FetchError::Request(_) => 2,
                 FetchError::NotSent(error) if matches!(**error, NotSent::GasOverMax { .. }) => 4,
+                FetchError::Lightning(error) => match error {
+                    LightningError::Wallet(_) | LightningError::NotPaid { .. } => 3,
+                    LightningError::Unclear { .. } | LightningError::OtherWallet { .. } => 6,
+                    LightningError::NoPreimage { .. } => 13,
+                },
                 FetchError::NotSent(_)
                 | FetchError::Wallet(_)
                 | FetchError::WalletStrayed { .. }
@@ -356,6 +428,7 @@ impl Failure {
             Self::BrokenOff { payment, .. } => match payment.charge {
                 Charge::Charged { .. } => Stake::Charged,
                 Charge::NotCharged { .. } => Stake::Declined,
+                Charge::Prepaid => Stake::Charged,
                 Charge::NoReceipt { .. } | Charge::NotSettled { .. } => Stake::Unclear,
             },
             _ => Stake::Nothing,
@@ -378,9 +451,25 @@ impl Failure {
             Self::Usage(_) | Self::SetUp(_) | Self::Other(_) => return None,
         };
         match error {
-            FetchError::Policy(_) => {
-                Some("--dry-run shows the whole bill; --max, --asset and --network widen the policy")
+            FetchError::Policy(_) => Some(
+                "--dry-run shows the whole bill; --max, --max-sat, --btc-usd, --asset, --network and --rail widen the policy",
+            ),
+            FetchError::Lightning(LightningError::Unclear { .. }) => {
+                Some("run the same command again: it asks the wallet what became of this payment and cannot pay twice")
             }
+            FetchError::Lightning(LightningError::NoPreimage { .. }) => Some(
+                "the money is gone; ask whoever runs the wallet for the preimage of this payment hash, run the same command again if the wallet \
+                 has it by then, and use a wallet that gives preimages; to pay again on purpose, use a --label of its own",
+            ),
+            FetchError::Lightning(LightningError::OtherWallet { .. }) => {
+                Some("run it again with that wallet; to pay again on purpose, use a --label of its own")
+            }
+            FetchError::Lightning(LightningError::NotPaid { .. }) => Some(
+                "nothing was paid: see that the wallet has a channel with enough sats in it, or allow more with --max-routing-fee",
+            ),
+            FetchError::Wallet(WalletError::Unsupported { .. }) => Some(
+                "a key (FAREBOX_WALLET_KEY, --key-file, --keystore) pays by x402 and transfer, a wallet (--lightning) by l402",
+            ),
             FetchError::NotSent(error) if matches!(**error, NotSent::GasOverMax { .. }) => {
                 Some("wait for lower fees, allow more with --max-gas, or pay on another --network")
             }

@@ -45,7 +45,7 @@ async fn the_coin_is_sent_where_it_is_what_the_wallet_has() {
     })
     .await;
     let made = rich.agent().fetch(get(seller.url("/"))).await.unwrap().payment.unwrap();
-    assert_eq!((made.price.to_string(), &seller.codes()[0].asset), ("$0.002".to_owned(), &coin()));
+    assert_eq!((made.price.unwrap().to_string(), &seller.codes()[0].asset), ("$0.002".to_owned(), &coin()));
     assert_eq!(anvil.coins_of(SELLER).await - before, price);
 }
 

@@ -8,15 +8,16 @@ use std::{
 
 use anyhow::Context as _;
 use farebox_agent::{
-    Charge, DollarAsset, Entry, FetchError, Fetched, Note, PaymentMade, Quote, QuotedOffer, Stake, TransferMade,
+    Charge, DollarAsset, Entry, FetchError, Fetched, LightningError, LightningMade, Note, PaymentMade, Purchase, Quote,
+    QuotedInvoice, QuotedOffer, Stake, TransferMade,
 };
-use farebox_core::{Decimal, NetworkFee, Offer, RailName, Timestamp};
+use farebox_core::{Decimal, NetworkFee, Offer, RailName, Timestamp, Untrusted};
 use http::Method;
 use reqwest::Response;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{COIN_DECIMALS, Failure, PayArgs};
+use super::{COIN_DECIMALS, Failure, PayArgs, SAT_DECIMALS};
 
 /// The largest body that `--json` holds in memory.
 const JSON_BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -127,7 +128,7 @@ async fn json_answer(mut response: Response, payment: Option<&PaymentMade>) -> R
 fn payment_json(made: &PaymentMade) -> Value {
     let (charged, transaction, until) = match &made.charge {
         Charge::Charged { transaction } => (json!(true), transaction.as_ref(), None),
-        Charge::NotCharged { .. } => (json!(false), None, None),
+        Charge::NotCharged { .. } | Charge::Prepaid => (json!(false), None, None),
         Charge::NoReceipt { until } | Charge::NotSettled { until } => (json!("unknown"), None, Some(*until)),
     };
     let mut object = json!({
@@ -153,6 +154,13 @@ fn payment_json(made: &PaymentMade) -> Value {
         object["gas_wei"] = transfer.gas_wei.map(|wei| wei.to_string()).into();
         object["credit_units"] = transfer.credit_units.map(|units| units.to_string()).into();
     }
+    if let Some(LightningMade { payment_hash, fee_msat, held, calls_left, valid_until }) = &made.lightning {
+        object["payment_hash"] = json!(payment_hash);
+        object["fee_msat"] = json!(fee_msat);
+        object["held_token"] = json!(held);
+        object["calls_left"] = json!(calls_left);
+        object["token_valid_until"] = json!(valid_until.map(utc));
+    }
     object
 }
 
@@ -174,7 +182,9 @@ fn receipt_line(method: &Method, url: &Url, made: &PaymentMade) -> String {
         made.offer.pay_to
     );
     let mut text = match &made.charge {
+        Charge::Charged { transaction: Some(hash) } if made.lightning.is_some() => format!("paid {what} hash {hash}"),
         Charge::Charged { transaction: Some(hash) } => format!("paid {what} tx {hash}"),
+        Charge::Prepaid => format!("used a token that was bought before for {what}"),
         Charge::Charged { transaction: None } => format!("paid {what}"),
         Charge::NotCharged { until } => {
             format!("offered {what}; the seller did not charge it; the signature stays valid until {}", utc(*until))
@@ -192,6 +202,9 @@ fn receipt_line(method: &Method, url: &Url, made: &PaymentMade) -> String {
     if let Some(transfer) = &made.transfer {
         text.push_str(&transfer_text(made, transfer));
     }
+    if let Some(lightning) = &made.lightning {
+        text.push_str(&lightning_text(lightning));
+    }
     text.push('\n');
     text
 }
@@ -206,6 +219,18 @@ fn transfer_text(made: &PaymentMade, transfer: &TransferMade) -> String {
     parts.iter().fold(String::new(), |text, part| text + "; " + part)
 }
 
+/// What a Lightning payment has beside its amount.
+fn lightning_text(made: &LightningMade) -> String {
+    let mut parts = Vec::new();
+    parts.extend(made.fee_msat.filter(|_| !made.held).map(|fee| format!("fee {} sat", sats(fee))));
+    parts.extend(made.calls_left.map(|left| format!("{left} call{} left", if left == 1 { "" } else { "s" })));
+    parts.iter().fold(String::new(), |text, part| text + "; " + part)
+}
+
+fn sats(msat: u64) -> Decimal {
+    Decimal::from_units(msat.into(), SAT_DECIMALS)
+}
+
 fn coins(wei: u128) -> Decimal {
     Decimal::from_units(wei, COIN_DECIMALS)
 }
@@ -214,6 +239,13 @@ fn note(note: &Note) -> String {
     match note {
         Note::PayToChanged { was, now } => format!("a second bill named the recipient {now} instead of {was}"),
         Note::PriceChanged { was, now } => format!("a second bill asked for {now} instead of {was}"),
+        Note::RoutingFeeOverLimit { fee_msat, max_msat } => {
+            format!(
+                "the wallet paid {} sat for the way; it was told to pay {} at most",
+                sats(*fee_msat),
+                sats(*max_msat)
+            )
+        }
         Note::RedirectNotFollowed => "the paid request was redirected, which was not followed".to_owned(),
         Note::BodyDisagrees => "the body of the 402 asks for other terms than its header, which was taken".to_owned(),
         Note::TermsUnreadable { rail, reason } => format!("the bill's terms for {rail} cannot be read: {reason}"),
@@ -225,21 +257,22 @@ fn note(note: &Note) -> String {
 
 /// The bill, readable.
 pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
-    let (url, description, skipped, offers, notes, open) = match quote {
+    let (url, description, skipped, offers, invoice, token, notes, open) = match quote {
         Quote::Free(response) if args.json => {
             return print(&format!("{}\n", json!({"status": response.status().as_u16(), "offers": null})));
         }
         Quote::Free(response) => return print(&format!("no bill: the server answers {}\n", response.status())),
-        Quote::Bill { url, description, skipped, offers, notes, open } => {
-            (url, description, skipped, offers, notes, open)
+        Quote::Bill { url, description, skipped, offers, invoice, token, notes, open } => {
+            (url, description, skipped, offers, invoice.as_deref(), token.as_deref(), notes, open)
         }
     };
     if args.json {
         let offers: Vec<Value> = offers.iter().map(offer_json).collect();
         let notes: Vec<String> = notes.iter().map(note).collect();
         let open = open.as_deref().map(open_json);
-        let object =
-            json!({"status": 402, "url": url, "offers": offers, "skipped": skipped, "notes": notes, "open": open});
+        let (invoice, token) = (invoice.map(invoice_json), token.map(token_json));
+        let object = json!({"status": 402, "url": url, "offers": offers, "invoice": invoice, "held_token": token, "skipped": skipped,
+            "notes": notes, "open": open});
         return print(&format!("{object}\n"));
     }
     let mut text = format!("{url} wants to be paid\n");
@@ -252,21 +285,29 @@ pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
         match judgement {
             Ok(fine) => {
                 let (tokens, symbol) = (fine.asset.tokens(units), fine.asset.symbol());
-                let (price, network, fee) = (fine.price, offer.network(), fee_text(offer, &fine.asset));
+                let price = fine.price.map_or_else(|| "worth not known".to_owned(), |price| price.to_string());
+                let (network, fee) = (offer.network(), fee_text(offer, &fine.asset));
                 writeln!(text, "{mark} {rail}: {tokens} {symbol} ({price}{fee}) on {network} to {to}")?;
             }
             Err(rule) => {
-                writeln!(text, "{mark} {rail}: {units} units of {} to {to}", offer.amount.asset)?;
+                writeln!(text, "{mark} {rail}: {} to {to}", refused_amount(&args.known_assets(), offer))?;
                 writeln!(text, "    not payable: {rule}")?;
             }
         }
+    }
+    if let Some(invoice) = invoice {
+        text.push_str(&invoice_text(invoice));
     }
     skipped.iter().try_for_each(|skipped| writeln!(text, "  {skipped}"))?;
     notes.iter().try_for_each(|odd| writeln!(text, "note: {}", note(odd)))?;
     if let Some(entry) = open.as_deref() {
         let until = utc(entry.current.expires_at);
-        let payer = entry.current.payer;
-        writeln!(text, "an earlier payment for this request, signed by wallet {payer:x}, is open until {until}")?;
+        let payer = payer_text(entry);
+        writeln!(text, "an earlier payment for this request, by {payer}, is open until {until}")?;
+    }
+    if let Some(token) = token {
+        let (bought, url) = (utc(token.noted_at), &token.url);
+        writeln!(text, "a token bought at {bought} for {url} is held and would be used first, at no cost")?;
     }
     text.push_str(if offers.iter().any(|offer| offer.chosen) {
         "the offer marked * would be paid; nothing was signed\n"
@@ -274,6 +315,64 @@ pub(super) fn quote(args: &PayArgs, quote: &Quote) -> anyhow::Result<()> {
         "none of it would be paid; nothing was signed\n"
     });
     print(&text)
+}
+
+/// An amount that is not to be paid: of what is not known by the bill's own word, if it says what it is.
+fn refused_amount(known: &[DollarAsset], offer: &Offer) -> String {
+    let (units, asset) = (offer.amount.units, &offer.amount.asset);
+    if asset.is_lightning() {
+        return format!("{} sat on {}", Decimal::from_units(units, SAT_DECIMALS), asset.network());
+    }
+    if let Some(known) = known.iter().find(|known| known.id() == asset) {
+        return format!("{} {} on {}", known.tokens(units), known.symbol(), asset.network());
+    }
+    let symbol = offer.extra.get("symbol").and_then(Value::as_str).map(|symbol| Untrusted::new(symbol).to_string());
+    let decimals = offer.extra.get("decimals").and_then(Value::as_u64).and_then(|decimals| u8::try_from(decimals).ok());
+    match (symbol, decimals.filter(|decimals| *decimals <= COIN_DECIMALS)) {
+        (Some(symbol), Some(decimals)) => {
+            format!(
+                "{} {symbol}, as the bill has it, which is {units} units of {asset}",
+                Decimal::from_units(units, decimals)
+            )
+        }
+        _ => format!("{units} units of {asset}"),
+    }
+}
+
+fn invoice_text(invoice: &QuotedInvoice) -> String {
+    let mut text = format!("  invoice {} ends {}\n", invoice.payment_hash, utc(invoice.expires_at));
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&format!("    {name}: {value}\n"));
+        }
+    };
+    line("for", invoice.description.as_ref().map(ToString::to_string));
+    line("payee", Some(invoice.payee.clone()));
+    let services = Untrusted::new(invoice.services.join(", ")).to_string();
+    line("token for", Some(services).filter(|_| !invoice.services.is_empty()));
+    line("token ends", invoice.token_valid_until.map(utc));
+    text
+}
+
+fn invoice_json(invoice: &QuotedInvoice) -> Value {
+    json!({
+        "bolt11": invoice.bolt11,
+        "payment_hash": invoice.payment_hash,
+        "description": invoice.description.as_ref().map(Untrusted::as_raw),
+        "payee": invoice.payee,
+        "expires_at": utc(invoice.expires_at),
+        "services": invoice.services,
+        "token_valid_until": invoice.token_valid_until.map(utc),
+    })
+}
+
+fn token_json(token: &Purchase) -> Value {
+    json!({
+        "payment_hash": token.payment_hash(),
+        "bought_at": utc(token.noted_at),
+        "bought_for": token.url,
+        "valid_until": token.facts.valid_until.map(utc),
+    })
 }
 
 /// Who pays the gas, and about how much it is, by the seller's word.
@@ -294,7 +393,9 @@ fn open_json(entry: &Entry) -> Value {
         "symbol": made.asset.symbol(),
         "network": made.offer.network(),
         "pay_to": made.offer.pay_to,
-        "payer": format!("{:x}", made.payer),
+        "rail": made.offer.rail,
+        "payer": made.payer.map(|payer| format!("{payer:x}")),
+        "payment_hash": made.payment_hash(),
         "signed_at": utc(made.signed_at),
         "authorizationValidUntil": made.expires_at.unix_s(),
     })
@@ -308,8 +409,12 @@ pub(super) fn foreign_resend(entry: &Entry) {
 
 pub(super) fn foreign_resend_line(entry: &Entry) -> String {
     let made = &entry.current;
-    let (payer, at, until) = (made.payer, utc(made.signed_at), utc(made.expires_at));
-    format!("resending the payment that wallet {payer:x} signed at {at}; it stays valid until {until}\n")
+    let (payer, at, until) = (payer_text(entry), utc(made.signed_at), utc(made.expires_at));
+    format!("resending the payment that {payer} signed at {at}; it stays valid until {until}\n")
+}
+
+fn payer_text(entry: &Entry) -> String {
+    entry.current.payer.map_or_else(|| "a Lightning wallet".to_owned(), |payer| format!("wallet {payer:x}"))
 }
 
 fn offer_json(quoted: &QuotedOffer) -> Value {
@@ -391,6 +496,11 @@ pub(super) fn failure_json(failure: &Failure) -> Value {
             | FetchError::TransferVoid { transaction, .. }
             | FetchError::OtherWallet { transaction, .. },
         ) => error["transaction"] = json!(transaction),
+        Failure::Fetch(FetchError::Lightning(
+            LightningError::Unclear { payment_hash, .. }
+            | LightningError::NoPreimage { payment_hash, .. }
+            | LightningError::OtherWallet { payment_hash, .. },
+        )) => error["payment_hash"] = json!(payment_hash),
         _ => {}
     }
     let mut object = json!({ "error": error });

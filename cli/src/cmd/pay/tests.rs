@@ -143,7 +143,7 @@ fn ways_to_pay_nodes_and_limits_are_read_and_mistakes_do_not_repeat_a_key() {
     assert_eq!(args.rpc.len(), 2);
     assert!(!format!("{args:?}").contains("KEY"));
     let coin = dollar_asset("eip155:1/slip44:60,ETH,18,$4000.5").unwrap();
-    assert_eq!(coin.worth(10_000_000_000_000_000).to_string(), "$40.005");
+    assert_eq!(coin.worth(10_000_000_000_000_000).unwrap().to_string(), "$40.005");
     for wrong in ["eip155:1/slip44:60,ETH,18", "eip155:1/slip44:60,ETH,18,0", "eip155:1/slip44:60,ETH,18,1,1"] {
         assert!(dollar_asset(wrong).is_err(), "{wrong}");
     }

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 use anyhow::{Context as _, anyhow};
 use async_trait::async_trait;
 use farebox_core::{
-    Amount, AssetId, EvmAddress, Network, Offer, Timestamp, X402Credential,
-    ports::{Wallet, WalletError},
+    Amount, AssetId, BitcoinNetwork, EvmAddress, Network, Offer, PaymentHash, Timestamp, X402Credential,
+    ports::{LightningWallet, NodeError, Outgoing, PayOrder, PayOutcome, Wallet, WalletError},
 };
 use farebox_evm::{EvmKey, LocalWallet, RpcUrl};
+use farebox_lightning::node::{self, NodeConfig};
 use zeroize::Zeroizing;
 
 use super::{NetworkRpc, PayArgs, PayContext};
@@ -16,12 +17,36 @@ use super::{NetworkRpc, PayArgs, PayContext};
 const KEY_VARIABLE: &str = "FAREBOX_WALLET_KEY";
 const PASSWORD_VARIABLE: &str = "FAREBOX_WALLET_PASSWORD";
 
-/// The wallet, or one that cannot sign if no key is named: what is free needs none.
-pub(super) fn open(args: &PayArgs, context: &PayContext) -> anyhow::Result<Arc<dyn Wallet>> {
-    // A dry run signs nothing and asks for no secret.
+/// What the command pays with.
+pub(super) struct Wallets {
+    pub(super) evm: Option<Arc<dyn Wallet>>,
+    pub(super) lightning: Option<Arc<dyn LightningWallet>>,
+}
+
+/// The wallets that are named, or one that cannot sign if none is: what is free needs none.
+pub(super) fn open(args: &PayArgs, context: &PayContext) -> anyhow::Result<Wallets> {
+    let lightning = args.lightning.as_deref().map(|uri| open_lightning(uri, args, context)).transpose()?;
+    let names_key = args.keystore.is_some() || args.key_file.is_some() || (context.environment)(KEY_VARIABLE).is_some();
+    let evm = match (names_key, &lightning) {
+        (false, Some(_)) => None,
+        // A dry run signs nothing and asks for no secret.
+        (false, None) => Some(Arc::new(NoKey) as Arc<dyn Wallet>),
+        (true, _) if args.dry_run => Some(Arc::new(NoKey) as Arc<dyn Wallet>),
+        (true, _) => Some(open_evm(args, context)?),
+    };
+    Ok(Wallets { evm, lightning })
+}
+
+fn open_lightning(uri: &str, args: &PayArgs, context: &PayContext) -> anyhow::Result<Arc<dyn LightningWallet>> {
+    // The text is not repeated: it may hold a secret.
+    let config: NodeConfig = uri.parse().context("--lightning names no wallet")?;
     if args.dry_run {
-        return Ok(Arc::new(NoKey));
+        return Ok(Arc::new(NoSats));
     }
+    Ok(node::connect(&config, &context.clock).context("the Lightning wallet cannot be used")?.wallet)
+}
+
+fn open_evm(args: &PayArgs, context: &PayContext) -> anyhow::Result<Arc<dyn Wallet>> {
     let key = if let Some(path) = &args.keystore {
         let password = password(args, context)?;
         EvmKey::from_keystore(path, &password).context("the wallet cannot be opened")?
@@ -77,5 +102,38 @@ impl Wallet for NoKey {
 
     async fn balance(&self, _: &AssetId) -> Result<Amount, WalletError> {
         Err(WalletError::Unsupported { reason: "there is no wallet key".to_owned() })
+    }
+}
+
+/// Stands for the Lightning wallet in a dry run, which asks it nothing.
+#[derive(Debug)]
+struct NoSats;
+
+impl NoSats {
+    fn refusal() -> NodeError {
+        NodeError::Refused { label: "the dry run".to_owned(), detail: "no wallet is asked in a dry run".to_owned() }
+    }
+}
+
+#[async_trait]
+impl LightningWallet for NoSats {
+    fn label(&self) -> &str {
+        "the dry run"
+    }
+
+    async fn network(&self) -> Result<Option<BitcoinNetwork>, NodeError> {
+        Err(Self::refusal())
+    }
+
+    async fn spendable_msat(&self) -> Result<u64, NodeError> {
+        Err(Self::refusal())
+    }
+
+    async fn pay(&self, _: &PayOrder) -> PayOutcome {
+        PayOutcome::Failed { code: "refused", detail: Self::refusal().to_string() }
+    }
+
+    async fn outgoing(&self, _: PaymentHash) -> Result<Outgoing, NodeError> {
+        Err(Self::refusal())
     }
 }

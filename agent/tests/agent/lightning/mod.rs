@@ -1,0 +1,9 @@
+//! Paying by Lightning, with wallets and sellers that fail in every way.
+
+mod crash;
+mod hostile;
+mod paying;
+mod shop;
+mod tokens;
+mod wallet;
+mod wallets;
