@@ -45,7 +45,8 @@ async fn serve(config: &Config, secrets: Secrets) -> anyhow::Result<()> {
     let start = async {
         let mut shop = wiring::open(config, &config.ledger, secrets).await?;
         tell_chains(config);
-        if let Some(lightning) = &shop.lightning {
+        let lightning = shop.lightning.clone();
+        if let Some(lightning) = &lightning {
             tokio::spawn(lightning.rail.clone().follow());
         }
         if let Some(keys) = shop.quote_keys(config) {
@@ -62,9 +63,9 @@ async fn serve(config: &Config, secrets: Secrets) -> anyhow::Result<()> {
             let error = &later.why as &dyn std::error::Error;
             warn!(route = %later.route, rail = %later.rail, error, hint = later.hint(), "not offered yet");
         }
-        anyhow::Ok((gateway, accesses))
+        anyhow::Ok((gateway, accesses, lightning))
     };
-    let (gateway, accesses) = tokio::select! {
+    let (gateway, accesses, lightning) = tokio::select! {
         started = Box::pin(start) => started?,
         () = stop.asked() => anyhow::bail!("told to stop before the gateway had started"),
     };
@@ -82,6 +83,9 @@ async fn serve(config: &Config, secrets: Secrets) -> anyhow::Result<()> {
         });
     };
     Box::pin(gateway.serve(shutdown)).await.context("the gateway ended")?;
+    if let Some(lightning) = lightning {
+        lightning.stop().await;
+    }
     info!("stopped");
     Ok(())
 }

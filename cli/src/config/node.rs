@@ -1,14 +1,16 @@
 //! The node of `[lightning]` with its secrets.
 
-use std::{ops::Range, path::Path};
+use std::{net::SocketAddr, ops::Range, path::Path};
 
+#[cfg(feature = "ldk")]
+use farebox_lightning::embedded::{ChainSourceError, EmbeddedConfig};
 use farebox_lightning::node::{ClnConfig, LndConfig, NodeConfig, SecretSource};
 use zeroize::Zeroizing;
 
 use super::{
     lightning::{Lightning, Node},
     read::{Located, Notes},
-    secret::{Environment, SecretRef},
+    secret::{Environment, SecretRef, Template},
 };
 
 /// Which node invoices are made by.
@@ -16,6 +18,9 @@ use super::{
 pub(crate) enum NodeSource {
     /// One that runs elsewhere.
     Remote(Box<NodeConfig>),
+    /// One within this process.
+    #[cfg(feature = "ldk")]
+    Embedded(Box<EmbeddedConfig>),
     /// None: its invoices are not wanted. For checks, which make none.
     Idle,
 }
@@ -38,10 +43,47 @@ impl Lightning {
                 certificate: cert.clone(),
                 timeout,
             })),
-            Node::Nwc { .. } | Node::Ldk { .. } => {
+            Node::Nwc { .. } => {
                 notes.wrong(self.node.span(), "lightning.node", "this farebox was built without that kind of node")
             }
+            Node::Ldk { dir, chain, listen } => self.embedded(dir, chain, listen, env, notes),
         }
+    }
+
+    #[cfg(feature = "ldk")]
+    fn embedded(
+        &self,
+        dir: &Path,
+        chain: &Located<Template>,
+        listen: &[SocketAddr],
+        env: Environment<'_>,
+        notes: &mut Notes,
+    ) -> Option<NodeSource> {
+        let filled = chain.get_ref().fill(env);
+        let parsed = filled.and_then(|text| text.parse().map_err(|error: ChainSourceError| error.to_string()));
+        let asked = match parsed {
+            Ok(asked) => asked,
+            Err(why) => return self.wrong(chain.span(), "ldk.chain", why, notes),
+        };
+        let (dir, listen) = (dir.to_owned(), listen.to_vec());
+        Some(NodeSource::Embedded(Box::new(EmbeddedConfig { dir, network: self.network, chain: asked, listen })))
+    }
+
+    #[cfg(not(feature = "ldk"))]
+    fn embedded(
+        &self,
+        _dir: &Path,
+        _chain: &Located<Template>,
+        _listen: &[SocketAddr],
+        _env: Environment<'_>,
+        notes: &mut Notes,
+    ) -> Option<NodeSource> {
+        self.wrong(
+            self.node.span(),
+            "ldk",
+            "this farebox was built without a node of its own (feature `ldk`)".to_owned(),
+            notes,
+        )
     }
 
     /// A file is left to the node, which may have it in a binary form.

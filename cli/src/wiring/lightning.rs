@@ -11,6 +11,8 @@ use farebox_core::{
     },
 };
 use farebox_ledger::{AssetName, SqliteLedger};
+#[cfg(feature = "ldk")]
+use farebox_lightning::embedded::EmbeddedNode;
 use farebox_lightning::{L402, L402Config, L402Parts, PaidBy, node};
 use tracing::{info, warn};
 
@@ -23,6 +25,19 @@ const SAT: (&str, u8) = ("sat", 3);
 #[derive(Clone, Debug)]
 pub(crate) struct Lightning {
     pub(crate) rail: Arc<L402>,
+    /// The node, if it runs in this process.
+    #[cfg(feature = "ldk")]
+    embedded: Option<Arc<EmbeddedNode>>,
+}
+
+impl Lightning {
+    /// Stops the node, if it runs in this process. Without it nothing is lost, but its peers are not told.
+    pub(crate) async fn stop(&self) {
+        #[cfg(feature = "ldk")]
+        if let Some(node) = &self.embedded {
+            node.stop().await;
+        }
+    }
 }
 
 /// What the rail stands on, besides the node.
@@ -44,14 +59,19 @@ pub(crate) async fn open(
     parts: Parts<'_>,
 ) -> anyhow::Result<Lightning> {
     let Parts { ledger, rates, entropy, clock } = parts;
-    let node = connect(config, settings, source, clock)?;
+    let connected = connect(config, settings, source, clock).await?;
+    let node = connected.node.clone();
     if !matches!(source, NodeSource::Idle) {
         look(config, settings, &*node).await?;
     }
     let (symbol, decimals) = (SAT.0.to_owned(), SAT.1);
     ledger.name_assets(vec![AssetName { asset: settings.network.asset(), symbol, decimals }]).await?;
     let parts = L402Parts { node, books: ledger.clone(), rates, entropy: entropy.clone(), clock: clock.clone() };
-    Ok(Lightning { rail: L402::new(rail_config(settings), parts)? })
+    Ok(Lightning {
+        rail: L402::new(rail_config(settings), parts)?,
+        #[cfg(feature = "ldk")]
+        embedded: connected.embedded,
+    })
 }
 
 fn rail_config(settings: &Settings) -> L402Config {
@@ -66,27 +86,51 @@ fn rail_config(settings: &Settings) -> L402Config {
     }
 }
 
-/// The node, which is not asked anything yet.
+/// A node that can be asked.
+pub(crate) struct Connected {
+    pub(crate) node: Arc<dyn LightningNode>,
+    #[cfg(feature = "ldk")]
+    embedded: Option<Arc<EmbeddedNode>>,
+}
+
+impl From<Arc<dyn LightningNode>> for Connected {
+    fn from(node: Arc<dyn LightningNode>) -> Self {
+        Self {
+            node,
+            #[cfg(feature = "ldk")]
+            embedded: None,
+        }
+    }
+}
+
+/// The node. One that runs elsewhere is not asked anything yet; one of our own is started.
 ///
 /// # Errors
-/// A file that it needs cannot be read, or holds something else.
-pub(crate) fn connect(
+/// A file that it needs cannot be read, or holds something else; or it does not start.
+pub(crate) async fn connect(
     config: &Config,
     settings: &Settings,
     source: &NodeSource,
     clock: &Arc<dyn Clock>,
-) -> anyhow::Result<Arc<dyn LightningNode>> {
+) -> anyhow::Result<Connected> {
+    let wrong = |error: &dyn std::error::Error| {
+        let mut notes = Notes::default();
+        notes.wrong::<()>(settings.node.span(), "lightning.node", chain_of(error));
+        anyhow::Error::from(config.mistakes(notes))
+    };
     match source {
-        NodeSource::Idle => Ok(Arc::new(IdleNode { network: settings.network })),
-        NodeSource::Remote(remote) => match node::connect(remote, clock) {
-            Ok(connected) => Ok(connected.node),
-            Err(error) => {
-                let mut notes = Notes::default();
-                let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
-                notes.wrong::<()>(settings.node.span(), "lightning.node", format!("{error}{why}"));
-                Err(config.mistakes(notes).into())
-            }
-        },
+        NodeSource::Idle => {
+            let node: Arc<dyn LightningNode> = Arc::new(IdleNode { network: settings.network });
+            Ok(node.into())
+        }
+        NodeSource::Remote(remote) => {
+            node::connect(remote, clock).map(|connected| connected.node.into()).map_err(|error| wrong(&error))
+        }
+        #[cfg(feature = "ldk")]
+        NodeSource::Embedded(own) => {
+            let node = EmbeddedNode::open((**own).clone(), clock.clone()).await.map_err(|error| wrong(&error))?;
+            Ok(Connected { node: node.clone(), embedded: Some(node) })
+        }
     }
 }
 
