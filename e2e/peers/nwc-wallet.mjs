@@ -2,7 +2,7 @@
 //
 // Environment: that of ../clients/lnd.mjs; PORT of the relay; WALLET_SECRET and CLIENT_SECRET, 32 bytes in hex; WITHHOLD_PREIMAGE, set
 // to anything: it pays and does not tell the preimage, as some custodial wallets do. Prints {"url": "nostr+walletconnect://.."} when
-// it can be asked. Does get_info, get_balance, make_invoice, lookup_invoice, pay_invoice; tells payment_received.
+// it can be asked. Does get_info, get_balance, make_invoice, lookup_invoice, list_transactions, pay_invoice; tells payment_received.
 import "../clients/websocket.mjs";
 import { NWCWalletService, NWCWalletServiceKeyPair } from "@getalby/sdk";
 import { EventRepository } from "@nostr-relay/common";
@@ -13,7 +13,7 @@ import { hexOf, lnd, pay, stream, urlBase64Of } from "../clients/lnd.mjs";
 
 const { PORT, WALLET_SECRET, CLIENT_SECRET, WITHHOLD_PREIMAGE } = process.env;
 const relayUrl = `ws://127.0.0.1:${PORT}`;
-const methods = ["get_info", "get_balance", "make_invoice", "lookup_invoice", "pay_invoice"];
+const methods = ["get_info", "get_balance", "make_invoice", "lookup_invoice", "list_transactions", "pay_invoice"];
 
 /** Keeps events in memory; of a replaceable kind the newest of each author (NIP-01). */
 class Memory extends EventRepository {
@@ -71,7 +71,7 @@ function outgoing(payment) {
     amount: Number(payment.value_msat),
     fees_paid: Number(payment.fee_msat),
     created_at: at,
-    ...(state === "settled" && { settled_at: at, preimage: payment.payment_preimage }),
+    ...(state === "settled" && { settled_at: at, preimage: WITHHOLD_PREIMAGE ? "" : payment.payment_preimage }),
   };
 }
 
@@ -82,6 +82,17 @@ async function lookup(hash) {
     // The first message is how it stands; the stream ends only with the payment.
     for await (const payment of stream(`/v2/router/track/${urlBase64Of(hash)}`)) return outgoing(payment);
   }
+}
+
+/** One page of invoices and payments, the newest first; as lnd lists them, which is in the order in which they were made. */
+async function list({ type, from = 0, limit = 20, offset = 0, unpaid = false }) {
+  const [{ invoices }, { payments }] = await Promise.all([
+    lnd("GET", "/v1/invoices?num_max_invoices=10000"),
+    lnd("GET", "/v1/payments?include_incomplete=true"),
+  ]);
+  const all = [...invoices.map(incoming), ...payments.map(outgoing)];
+  const wanted = (one) => (!type || one.type === type) && one.created_at >= from && (unpaid || one.state === "settled");
+  return all.filter(wanted).sort((a, b) => b.created_at - a.created_at).slice(offset, offset + limit);
 }
 
 /** Runs `work`; its failure becomes NIP-47's error `code`. */
@@ -109,6 +120,7 @@ const handler = {
     }),
   lookupInvoice: ({ payment_hash, invoice }) =>
     answer("NOT_FOUND", async () => lookup(payment_hash ?? (await lnd("GET", `/v1/payreq/${invoice}`)).payment_hash)),
+  listTransactions: (request) => answer("INTERNAL", async () => ({ transactions: await list(request) })),
   payInvoice: ({ invoice }) =>
     answer("PAYMENT_FAILED", async () => {
       const paid = await pay(invoice);

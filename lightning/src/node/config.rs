@@ -11,6 +11,7 @@ use farebox_core::{Untrusted, ports::BoxError};
 use url::Url;
 use zeroize::Zeroizing;
 
+pub use super::nwc::NwcUri;
 use super::{PinError, Pins, Trust};
 
 /// How long a node may take over an answer, unless the config says otherwise. Local ones need milliseconds; hosted ones and relays seconds.
@@ -21,7 +22,7 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Which node or wallet, and how it is reached.
 ///
-/// As text: `lnd+https://HOST:PORT?macaroon=FILE&cert=FILE`, `cln+https://HOST:PORT?rune=FILE&cert=FILE`.
+/// As text: `lnd+https://HOST:PORT?macaroon=FILE&cert=FILE`, `cln+https://HOST:PORT?rune=FILE&cert=FILE`, `nostr+walletconnect://…` (NIP-47).
 /// Without `cert` the server's certificate must be good by the web's authorities. `lnd+http` and `cln+http` reach loopback alone.
 #[derive(Clone, Debug)]
 pub enum NodeConfig {
@@ -29,6 +30,8 @@ pub enum NodeConfig {
     Lnd(LndConfig),
     /// Core Lightning.
     Cln(ClnConfig),
+    /// A wallet over Nostr Wallet Connect.
+    Nwc(NwcConfig),
 }
 
 /// lnd over REST.
@@ -55,6 +58,15 @@ pub struct ClnConfig {
     /// clnrest's `server.pem`; without one the server needs a certificate that the web trusts.
     pub certificate: Option<PathBuf>,
     /// How long it may take over an answer.
+    pub timeout: Duration,
+}
+
+/// A wallet over Nostr Wallet Connect.
+#[derive(Clone, Debug)]
+pub struct NwcConfig {
+    /// What the wallet gave.
+    pub uri: NwcUri,
+    /// How long it may take over an answer, its way through the relay included.
     pub timeout: Duration,
 }
 
@@ -130,7 +142,7 @@ impl ConnectError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeUriError {
     /// Another scheme.
-    #[error("expected lnd+https:// or cln+https://, found {0}")]
+    #[error("expected lnd+https://, cln+https:// or nostr+walletconnect://, found {0}")]
     Scheme(Untrusted),
     /// Not a URL.
     #[error("not a URL: {0}")]
@@ -196,6 +208,7 @@ impl FromStr for NodeConfig {
                 let (url, secret, certificate) = split(text, "cln+", "rune", "rune, cert")?;
                 Ok(Self::Cln(ClnConfig { url, rune: SecretSource::File(secret), certificate, timeout }))
             }
+            "nostr+walletconnect" => Ok(Self::Nwc(NwcConfig { uri: text.parse()?, timeout })),
             other => Err(NodeUriError::Scheme(Untrusted::new(other))),
         }
     }

@@ -1,10 +1,11 @@
 //! Nodes and wallets that run elsewhere, each behind [`LightningNode`] and [`LightningWallet`]: lnd over its REST interface, Core Lightning
-//! over clnrest.
+//! over clnrest, and any wallet over Nostr Wallet Connect.
 
 mod cln;
 mod config;
 mod lines;
 mod lnd;
+mod nwc;
 mod once;
 mod rest;
 mod tls;
@@ -16,7 +17,9 @@ use farebox_core::{
     ports::{Clock, LightningNode, LightningWallet},
 };
 
-pub use config::{ClnConfig, ConnectError, LndConfig, NodeConfig, NodeUriError, SecretSource, TIMEOUT_DEFAULT};
+pub use config::{
+    ClnConfig, ConnectError, LndConfig, NodeConfig, NodeUriError, NwcConfig, NwcUri, SecretSource, TIMEOUT_DEFAULT,
+};
 pub use tls::{PinError, Pins, Trust};
 
 /// One node or wallet, as both ports see it.
@@ -38,6 +41,7 @@ pub fn connect(config: &NodeConfig, clock: &Arc<dyn Clock>) -> Result<Connected,
     Ok(match config {
         NodeConfig::Lnd(config) => both(lnd::Lnd::new(config, clock)?),
         NodeConfig::Cln(config) => both(cln::Cln::new(config, clock)?),
+        NodeConfig::Nwc(config) => both(nwc::Nwc::new(config, clock)?),
     })
 }
 

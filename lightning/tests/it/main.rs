@@ -5,6 +5,7 @@
 mod cln;
 mod faults;
 mod lnd;
+mod nwc;
 mod server;
 mod support;
 mod tls;
