@@ -69,10 +69,18 @@ fn write_page(page: &mut String, challenge: &Challenge, price: &Price, transfer:
     Ok(())
 }
 
-/// The line to paste. A transfer needs to be told a node, and what the payer, not the seller, takes one token to be worth.
+/// The line to paste. Lightning needs to be told a wallet; a transfer a node, and what the payer, not the seller, takes one token to be worth.
 fn write_command(page: &mut String, challenge: &Challenge, transfer: Option<&TransferBill>) -> fmt::Result {
     let url = shell_quoted(&challenge.resource.url);
     let by_x402 = challenge.offers.iter().any(|offer| offer.rail == RailName::X402);
+    if challenge.token.is_some() && !by_x402 {
+        let line = format!("farebox pay --lightning WALLET {url}");
+        return write!(
+            page,
+            "<pre>{}</pre><p>with your node or wallet for <code>WALLET</code>: <code>farebox pay --help</code> says how it is written.</p>",
+            Escaped(&line)
+        );
+    }
     let Some(option) = transfer.and_then(|bill| bill.options.first()).filter(|_| !by_x402) else {
         return write!(page, "<pre>farebox pay {}</pre>", Escaped(&url));
     };

@@ -54,6 +54,10 @@ fn a_lightning_offer_is_a_link_a_picture_and_a_text() {
     for part in ["<script", "src=", "url(", "@import", "onload", "<image", "xlink"] {
         assert!(!page.contains(part), "{part} in {page}");
     }
+    assert!(page.contains("<pre>farebox pay &#39;https://"), "by x402, which needs no more words: {page}");
+    challenge.offers = [].into();
+    let page = html(&challenge, &"10 sat".parse().unwrap(), None);
+    assert!(page.contains("<pre>farebox pay --lightning WALLET &#39;https://"), "{page}");
     challenge.token = None;
     let detail = "the node <is> down".to_owned();
     challenge.unavailable.push(UnavailableRail { rail: RailName::L402, code: "node_unavailable".into(), detail });
