@@ -194,6 +194,28 @@ async fn a_config_that_takes_transfers_alone_passes_its_check() {
     assert!(text.contains("is answered 402 with a bill of 2 offers"), "{text}");
 }
 
+/// The node is not there, and no invoice is made: neither keeps the other rails from being tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_that_takes_lightning_too_is_rehearsed_by_its_other_rails() {
+    let world = World::new().await;
+    let node = "{ lnd = { url = \"http://127.0.0.1:1\", macaroon = \"${FAREBOX_RELAYER_KEY}\" } }";
+    let lightning = format!(
+        "[lightning]\nnetwork = \"regtest\"\nnode = {node}\n\n[[rate]]\nsymbol = \"BTC\"\nfixed = \"60000\"\n\n[[chain]]"
+    );
+    let (code, told) =
+        world.check(&world.good().replacen("[[chain]]", &lightning, 1), &["check", "--live", "--rehearse"]).await;
+    for line in [
+        "FAIL  lightning, Bitcoin's regtest: lnd at http://127.0.0.1:1 did not answer",
+        "pass  unpaid GET /v1/check, l402: is offered for 1667 sat; start the gateway to have an invoice looked at",
+        "pass  unpaid GET /v1/check, x402: is billed in header and body",
+        "pass  rehearsal, books of x402: has payment",
+        "pass  rehearsal, books of transfer: has payment",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    assert!(code == 1 && told.contains("1 failed"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_that_no_rate_prices_names_the_rate() {
     let world = World::new().await;
