@@ -1,6 +1,7 @@
 //! What Prometheus sees of a gateway: counted where rails and books are called, and read from the gateway and the chains when asked.
 
 mod books;
+mod lightning;
 mod rails;
 mod snapshot;
 mod tokens;
@@ -16,6 +17,7 @@ use farebox_core::{
 };
 use farebox_evm::EvmChains;
 use farebox_gateway::Watch;
+use farebox_lightning::L402;
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::text::encode,
@@ -23,6 +25,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+pub(crate) use self::lightning::LightningMeter;
 use self::{books::MeteredLedger, rails::MeteredRail, snapshot::Snapshot, tokens::MeteredTokenRail};
 
 /// The content type of [`Metrics::text`]. Source: OpenMetrics 1.0.
@@ -57,34 +60,41 @@ fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
 
-/// For metrics of these chains.
+fn times<const N: usize>() -> Family<Labels<N>, Histogram> {
+    Family::new_with_constructor(seconds)
+}
+
+/// For metrics of these chains, and of this node.
 impl Metrics {
-    pub(crate) fn new(chains: Option<&EvmChains>) -> Self {
+    pub(crate) fn new(chains: Option<&EvmChains>, lightning: Option<&LightningMeter>) -> Self {
         let networks = chains.iter().flat_map(|chains| chains.status()).map(|chain| (chain.network, AtomicU64::new(0)));
         let mut metrics = Self {
             registry: Registry::with_prefix("farebox"),
             verdicts: Family::default(),
-            verify_time: Family::new_with_constructor(seconds),
+            verify_time: times(),
             settlements: Family::default(),
-            settle_time: Family::new_with_constructor(seconds),
+            settle_time: times(),
             bills: Family::default(),
-            bill_time: Family::new_with_constructor(seconds),
+            bill_time: times(),
             unverifiable: networks.collect(),
             claims: Family::default(),
             transitions: Family::default(),
-            ledger_time: Family::new_with_constructor(seconds),
+            ledger_time: lightning.map_or_else(times, |meter| meter.ledger_time.clone()),
             balances: Arc::default(),
         };
         let registry = &mut metrics.registry;
+        if let Some(meter) = lightning {
+            meter.register(registry);
+            let about = "Bills by Lightning: made or reused; limited; or none, for the node or the books failed";
+            registry.register("lightning_bills", about, metrics.bills.clone());
+            let (about, time) = ("From a wish for a bill by Lightning to the bill", metrics.bill_time.clone());
+            registry.register_with_unit("lightning_bill_time", about, Unit::Seconds, time);
+        }
         registry.register("verifications", "Credentials looked at, by rail and verdict", metrics.verdicts.clone());
         let (verify, settle) = (metrics.verify_time.clone(), metrics.settle_time.clone());
         registry.register_with_unit("verification_time", "Looking at a credential on its chain", Unit::Seconds, verify);
         registry.register("settlements", "Settlements and what became of them", metrics.settlements.clone());
         registry.register_with_unit("settlement_time", "From a claimed payment to its outcome", Unit::Seconds, settle);
-        let about = "Bills by Lightning: shown, new or open ones; limited; or without an invoice for the node or the books failed";
-        registry.register("lightning_bills", about, metrics.bills.clone());
-        let (about, time) = ("From a wish for a bill by Lightning to the bill", metrics.bill_time.clone());
-        registry.register_with_unit("lightning_bill_time", about, Unit::Seconds, time);
         registry.register("claims", "Claims in the books, by rail and outcome", metrics.claims.clone());
         registry.register(
             "payment_events",
@@ -96,10 +106,17 @@ impl Metrics {
         metrics
     }
 
-    /// Adds what is read from the gateway and the chains whenever somebody asks.
-    pub(crate) fn watching(mut self, watch: Watch, chains: Option<EvmChains>, clock: Arc<dyn Clock>) -> Self {
+    /// Adds what is read from the gateway, the chains and the Lightning node whenever somebody asks.
+    pub(crate) fn watching(
+        mut self,
+        watch: Watch,
+        chains: Option<EvmChains>,
+        lightning: Option<(Arc<L402>, LightningMeter)>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let (unverifiable, balances) = (self.unverifiable.clone(), self.balances.clone());
-        self.registry.register_collector(Box::new(Snapshot { watch, chains, clock, unverifiable, balances }));
+        let snapshot = Snapshot { watch, chains, lightning, clock, unverifiable, balances };
+        self.registry.register_collector(Box::new(snapshot));
         self
     }
 

@@ -209,14 +209,10 @@ impl Watched {
     /// What the admin listener tells of.
     pub(crate) fn by(self, watch: Watch) -> Admin {
         let Self { metrics, ledger, chains, lightning, clock } = self;
-        let rail = lightning.map(|lightning| lightning.rail);
-        Admin {
-            metrics: metrics.watching(watch, chains.clone(), clock.clone()),
-            ledger,
-            chains,
-            lightning: rail,
-            clock,
-        }
+        let rail = lightning.as_ref().map(|lightning| lightning.rail.clone());
+        let metered = lightning.map(|lightning| (lightning.rail, lightning.meter));
+        let metrics = metrics.watching(watch, chains.clone(), metered, clock.clone());
+        Admin { metrics, ledger, chains, lightning: rail, clock }
     }
 }
 
@@ -224,7 +220,7 @@ impl Shop {
     /// Has every call of the gateway to rails and books counted, if the config asks for metrics. For [`Watched::by`].
     pub(crate) fn metered(&mut self, config: &Config) -> Option<Watched> {
         config.admin?;
-        let metrics = Metrics::new(self.chains.as_ref());
+        let metrics = Metrics::new(self.chains.as_ref(), self.lightning.as_ref().map(|lightning| &lightning.meter));
         self.rails = self.rails.drain(..).map(|rail| metrics.rail(rail)).collect();
         self.tokens = self.tokens.take().map(|rail| metrics.token_rail(rail));
         self.books = metrics.ledger(self.books.clone());
@@ -291,8 +287,8 @@ pub(crate) async fn bind(config: &Config, shop: Shop, listening: Listening) -> a
         transfer: config.transfer,
         reprice_every: config.reprice_every,
     };
-    let Shop { instance, clock, entropy, ledger: books, books: ledger, rails, tokens, quoter, .. } = shop;
-    let tokens = tokens.map(|rail| Tokens { rail, books });
+    let Shop { instance, clock, entropy, books: ledger, rails, tokens, quoter, lightning, .. } = shop;
+    let tokens = tokens.zip(lightning).map(|(rail, lightning)| Tokens { rail, books: lightning.books });
     let gateway = Gateway::bind(gateway, Ports { rails, tokens, ledger, clock, entropy, instance, quoter }).await;
     let gateway = gateway.map_err(|error| match &error {
         BindError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {

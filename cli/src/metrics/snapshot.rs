@@ -11,6 +11,7 @@ use std::{
 use farebox_core::{Network, Timestamp, ports::Clock};
 use farebox_evm::{ChainStatus, ETHER, EvmChains, Standing};
 use farebox_gateway::Watch;
+use farebox_lightning::{L402, NodeTrouble};
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
@@ -18,10 +19,13 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
+use super::LightningMeter;
+
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) watch: Watch,
     pub(super) chains: Option<EvmChains>,
+    pub(super) lightning: Option<(Arc<L402>, LightningMeter)>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) unverifiable: Arc<[(Network, AtomicU64)]>,
     pub(super) balances: Arc<Mutex<Vec<(Network, u128)>>>,
@@ -31,6 +35,9 @@ impl Collector for Snapshot {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
         self.requests(&mut out)?;
         self.audit(&mut out)?;
+        if let Some((rail, meter)) = &self.lightning {
+            node(rail.node_trouble(), meter.news_read_at(), self.clock.now(), &mut out)?;
+        }
         let chains: Vec<ChainStatus> = self.chains.iter().flat_map(EvmChains::status).collect();
         if chains.is_empty() {
             return Ok(());
@@ -87,6 +94,24 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+fn node(
+    trouble: Option<NodeTrouble>,
+    news_read_at: Option<Timestamp>,
+    now: Timestamp,
+    out: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let help = "1 while the Lightning node answers, as far as is known; else 0, and no invoices are made";
+    let up = out.encode_descriptor("lightning_node_up", help, None, MetricType::Gauge)?;
+    ConstGauge::new(i64::from(trouble.is_none())).encode(up)?;
+    if let Some(at) = news_read_at {
+        let help = "Since the Lightning node last said what its news are; half a minute is usual, as long as it may wait for some";
+        let unit = Some(&prometheus_client::registry::Unit::Seconds);
+        let age = out.encode_descriptor("lightning_news_age", help, unit, MetricType::Gauge)?;
+        ConstGauge::new(now.since(at).as_secs_f64()).encode(age)?;
+    }
+    Ok(())
 }
 
 fn heads(chains: &[ChainStatus], now: Timestamp, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

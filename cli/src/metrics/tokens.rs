@@ -1,12 +1,13 @@
 //! The rail that sells tokens, with what it says counted and timed.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use farebox_core::{
     FeeTerms, L402Token, Offer, PassId, Price, RailName,
     ports::{BillAsk, HeldToken, NoBill, OfferError, Offering, TokenBill, TokenError, TokenRail, TokenRequest},
 };
+use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 use tokio::time::Instant;
 
@@ -20,12 +21,17 @@ pub(super) struct MeteredTokenRail {
     refused: Counter,
     unavailable: Counter,
     verify_time: Histogram,
-    shown: Counter,
+    made: Counter,
+    reused: Counter,
     limited: Counter,
     no_node: Counter,
     no_books: Counter,
     bill_time: Histogram,
+    shown: Mutex<HashSet<PassId>>,
 }
+
+/// Bills remembered as shown. Past so many all are forgotten, and those of them that are still open are counted as made once more.
+const SHOWN_MAX: usize = 20_000;
 
 impl MeteredTokenRail {
     pub(super) fn new(rail: Arc<dyn TokenRail>, metrics: &Metrics) -> Self {
@@ -38,13 +44,24 @@ impl MeteredTokenRail {
             refused: verdict("refused"),
             unavailable: verdict("unavailable"),
             verify_time: timer(&metrics.verify_time, [name]),
-            shown: bill("shown"),
+            made: bill("made"),
+            reused: bill("reused"),
             limited: bill("limited"),
             no_node: bill("node_failed"),
             no_books: bill("books_failed"),
             bill_time: timer(&metrics.bill_time, [name]),
+            shown: Mutex::default(),
             rail,
         }
+    }
+
+    /// Whether this bill was shown to nobody before.
+    fn is_new(&self, bill: &TokenBill) -> bool {
+        let mut shown = self.shown.lock();
+        if shown.len() >= SHOWN_MAX {
+            shown.clear();
+        }
+        shown.insert(bill.pass)
     }
 }
 
@@ -65,7 +82,8 @@ impl TokenRail for MeteredTokenRail {
         let bill = self.rail.bill(ask).await;
         self.bill_time.observe(started.elapsed().as_secs_f64());
         match &bill {
-            Ok(_) => &self.shown,
+            Ok(bill) if self.is_new(bill) => &self.made,
+            Ok(_) => &self.reused,
             Err(NoBill::Limited { .. }) => &self.limited,
             Err(NoBill::Node { .. }) => &self.no_node,
             Err(NoBill::Books(_)) => &self.no_books,

@@ -7,7 +7,7 @@ use farebox_core::{
     BitcoinNetwork, Invoice, PaymentHash,
     ports::{
         Clock, DollarRates, Entropy, InvoiceOrder, InvoiceStatus, LightningNode, NewsCursor, NodeError, NodeInfo,
-        Settlements,
+        Settlements, TokenBooks,
     },
 };
 use farebox_ledger::{AssetName, SqliteLedger};
@@ -16,7 +16,10 @@ use farebox_lightning::embedded::EmbeddedNode;
 use farebox_lightning::{L402, L402Config, L402Parts, PaidBy, node};
 use tracing::{info, warn};
 
-use crate::config::{Config, Lightning as Settings, NodeSource, read::Notes};
+use crate::{
+    config::{Config, Lightning as Settings, NodeSource, read::Notes},
+    metrics::LightningMeter,
+};
 
 /// What prices and lists call bitcoin over Lightning, and how many of its decimals are millisatoshis.
 const SAT: (&str, u8) = ("sat", 3);
@@ -25,6 +28,10 @@ const SAT: (&str, u8) = ("sat", 3);
 #[derive(Clone, Debug)]
 pub(crate) struct Lightning {
     pub(crate) rail: Arc<L402>,
+    /// The books, as rail and gateway see them.
+    pub(crate) books: Arc<dyn TokenBooks>,
+    /// What is counted of node and books.
+    pub(crate) meter: LightningMeter,
     /// The node, if it runs in this process.
     #[cfg(feature = "ldk")]
     embedded: Option<Arc<EmbeddedNode>>,
@@ -60,15 +67,19 @@ pub(crate) async fn open(
 ) -> anyhow::Result<Lightning> {
     let Parts { ledger, rates, entropy, clock } = parts;
     let connected = connect(config, settings, source, clock).await?;
-    let node = connected.node.clone();
+    let meter = LightningMeter::new();
+    let node = meter.node(connected.node.clone(), clock.clone());
     if !matches!(source, NodeSource::Idle) {
         look(config, settings, &*node).await?;
     }
     let (symbol, decimals) = (SAT.0.to_owned(), SAT.1);
     ledger.name_assets(vec![AssetName { asset: settings.network.asset(), symbol, decimals }]).await?;
-    let parts = L402Parts { node, books: ledger.clone(), rates, entropy: entropy.clone(), clock: clock.clone() };
+    let books = meter.books(ledger.clone());
+    let parts = L402Parts { node, books: books.clone(), rates, entropy: entropy.clone(), clock: clock.clone() };
     Ok(Lightning {
         rail: L402::new(rail_config(settings), parts)?,
+        books,
+        meter,
         #[cfg(feature = "ldk")]
         embedded: connected.embedded,
     })
