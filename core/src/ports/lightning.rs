@@ -126,7 +126,8 @@ pub struct Settlements {
 pub struct PayOrder {
     /// The invoice, as its caller checked it.
     pub invoice: Invoice,
-    /// The most that forwarding nodes may take, millisatoshis.
+    /// The most that forwarding nodes may take, millisatoshis. A wallet over NWC knows no such limit and takes what it takes: what that was is in
+    /// [`PaidOut::fee_msat`].
     pub fee_max_msat: u64,
     /// How long to try. What is not known then is [`PayOutcome::Unknown`].
     pub timeout: Duration,

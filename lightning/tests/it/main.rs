@@ -4,8 +4,10 @@
 
 mod cln;
 mod faults;
+mod hostile_wallet;
 mod lnd;
 mod nwc;
+mod relay;
 mod server;
 mod support;
 mod tls;

@@ -65,10 +65,12 @@ impl Nwc {
         if !self.session().await?.offers("list_transactions") {
             return Ok(None);
         }
-        for page in 0..PAGES_MAX {
-            let wanted = json!({ "limit": PAGE, "offset": page * PAGE, "unpaid": true, "type": "outgoing" });
+        let mut seen = 0;
+        for _ in 0..PAGES_MAX {
+            let wanted = json!({ "limit": PAGE, "offset": seen, "unpaid": true, "type": "outgoing" });
             let Transactions { transactions } = self.ask("list_transactions", wanted).await?;
             let end = transactions.is_empty();
+            seen += transactions.len();
             let found =
                 transactions.into_iter().find(|one| one.direction == Direction::Outgoing && one.payment_hash == hash);
             if found.is_some() || end {

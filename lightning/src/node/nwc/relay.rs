@@ -141,6 +141,16 @@ impl Relay {
     }
 }
 
+impl Shared {
+    fn answer(&self, request: &EventId, answer: Result<Event, NwcError>) {
+        let waiting = self.waiting.lock().remove(request);
+        // Nobody, if it was answered before or is not waited for any more.
+        if let Some(waiting) = waiting {
+            drop(waiting.send(answer));
+        }
+    }
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
         self.running.abort();
@@ -290,9 +300,8 @@ impl Session {
             Ok(RelayMessage::Event { event, .. }) => self.sort(shared, event.into_owned()),
             // The request went no further than the relay, as far as the relay says.
             Ok(RelayMessage::Ok { event_id, status: false, message }) => {
-                let waiting = shared.waiting.lock().remove(&event_id);
                 let refused = NwcError::Relay(format!("it refuses the request: {}", Untrusted::new(message)).into());
-                waiting.map(|waiting| waiting.send(Err(refused)));
+                shared.answer(&event_id, Err(refused));
             }
             Ok(RelayMessage::Auth { challenge }) => self.introduce(socket, &challenge).await?,
             Ok(RelayMessage::Closed { .. }) => return Err(NwcError::Gone),
@@ -306,9 +315,10 @@ impl Session {
             return;
         }
         if self.is_wallets(&event, RESPONSE) {
-            // The second answer to a request finds nobody.
-            let waiting = event.tags.event_ids().find_map(|id| shared.waiting.lock().remove(id));
-            waiting.map(|waiting| waiting.send(Ok(event)));
+            let request = event.tags.event_ids().next().copied();
+            if let Some(id) = request {
+                shared.answer(&id, Ok(event));
+            }
         } else if NOTICES.iter().any(|kind| self.is_wallets(&event, *kind)) {
             let mut notices = shared.notices.lock();
             if notices.events.len() == NOTICES_MAX {

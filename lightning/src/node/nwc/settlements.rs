@@ -100,17 +100,17 @@ impl Nwc {
 
     /// Every invoice made since `from`, Unix seconds, that is paid.
     async fn listed(&self, from: u64) -> Result<Vec<(PaymentHash, InvoiceNews)>, NwcError> {
-        let mut news = Vec::new();
-        for page in 0..PAGES_MAX {
-            let wanted =
-                json!({ "from": from, "limit": PAGE, "offset": page * PAGE, "unpaid": false, "type": "incoming" });
+        let (mut news, mut seen) = (Vec::new(), 0);
+        for _ in 0..PAGES_MAX {
+            let wanted = json!({ "from": from, "limit": PAGE, "offset": seen, "unpaid": false, "type": "incoming" });
             let Transactions { transactions } = self.ask("list_transactions", wanted).await?;
             let paid = transactions.iter().filter(|one| one.direction == Direction::Incoming && one.is_settled());
             news.extend(paid.map(|one| (one.payment_hash, one.settled())));
-            // One that gives fewer a page than were asked for has more.
+            // A wallet may give fewer a page than it was asked for, and still have more.
             if transactions.is_empty() {
                 return Ok(news);
             }
+            seen += transactions.len();
         }
         tracing::warn!(wallet = &*self.label, from, pages = PAGES_MAX, "the wallet's list is longer than is read");
         Ok(news)
