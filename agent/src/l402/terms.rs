@@ -19,8 +19,10 @@ use crate::{
     request::Replayable,
 };
 
-/// An invoice, or the token that it buys, that ends sooner than this is not paid: a payment takes seconds to find its way.
+/// An invoice that ends sooner than this is not paid: a payment takes seconds to find its way.
 const LEFT_MIN: Duration = Duration::from_secs(15);
+/// A token that ends sooner than this is not bought: it would be over before it is there.
+const TOKEN_LEFT_MIN: Duration = Duration::from_secs(5);
 
 const MSAT_PER_SAT: u64 = 1_000;
 
@@ -149,12 +151,12 @@ impl L402Bill {
         if let Some(token) = self.token.filter(|token| *token != invoice) {
             return Err(LightningRule::TokenOfAnotherInvoice { token, invoice }.into());
         }
-        let (soon, ends) = (now.plus(LEFT_MIN), self.bolt11.invoice.expires_at);
-        if ends < soon {
+        let ends = self.bolt11.invoice.expires_at;
+        if ends < now.plus(LEFT_MIN) {
             return Err(LightningRule::Ends { ends }.into());
         }
         match self.facts.valid_until {
-            Some(ends) if ends < soon => Err(LightningRule::TokenEnds { ends }.into()),
+            Some(ends) if ends < now.plus(TOKEN_LEFT_MIN) => Err(LightningRule::TokenEnds { ends }.into()),
             _ => Ok(acceptable),
         }
     }
