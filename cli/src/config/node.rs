@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Range, path::Path};
 
 #[cfg(feature = "ldk")]
 use farebox_lightning::embedded::{ChainSourceError, EmbeddedConfig};
-use farebox_lightning::node::{ClnConfig, LndConfig, NodeConfig, SecretSource};
+use farebox_lightning::node::{ClnConfig, LndConfig, NodeConfig, NodeUriError, NwcConfig, SecretSource};
 use zeroize::Zeroizing;
 
 use super::{
@@ -43,8 +43,13 @@ impl Lightning {
                 certificate: cert.clone(),
                 timeout,
             })),
-            Node::Nwc { .. } => {
-                notes.wrong(self.node.span(), "lightning.node", "this farebox was built without that kind of node")
+            Node::Nwc { uri } => {
+                let fetched = uri.get_ref().fetch(dir, env);
+                let parsed = fetched.and_then(|text| text.parse().map_err(|error: NodeUriError| error.to_string()));
+                match parsed {
+                    Ok(parsed) => remote(NodeConfig::Nwc(NwcConfig { uri: parsed, timeout })),
+                    Err(why) => self.wrong(uri.span(), "nwc", format!("{}: {why}", uri.get_ref()), notes),
+                }
             }
             Node::Ldk { dir, chain, listen } => self.embedded(dir, chain, listen, env, notes),
         }

@@ -187,6 +187,12 @@ mistakes! {
         "lnd = { url = \"https://127.0.0.1:8080\", macaroon = \"file:invoices.macaroon\", cert = \"tls.cert\" }",
         "nwc = \"nostr+walletconnect://abc?secret=hunter2\"");
     a_node_of_an_unknown_kind_is_refused: told_of_invoices("{ lnd = {", "{ eclair = {");
+    a_variable_that_holds_no_wallet_is_told_without_its_value: {
+        let text = format!("{LIGHTNING}{INVOICED}").replace(
+            "lnd = { url = \"https://127.0.0.1:8080\", macaroon = \"file:invoices.macaroon\", cert = \"tls.cert\" }",
+            "nwc = \"${WALLET}\"");
+        parse(Path::new("farebox.toml"), &text).unwrap().secrets(&|_| Some("hunter2".to_owned())).unwrap_err()
+    };
     an_invoice_that_is_never_offered_again_is_refused: told_of_invoices("network", "invoice_expiry = \"1m\"\nnetwork");
     worthless_bitcoin_beside_real_dollars_is_refused: told(
         &format!("{LIGHTNING}{CHAIN}{ROUTE}[[rate]]\nsymbol = \"BTC\"\nfixed = \"60000\"\n").replace("84532", "8453"));
