@@ -295,6 +295,20 @@ async fn a_notice_counts_if_the_wallet_closed_it_for_this_client() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_dead_is_left_for_the_next() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let relay = Relay::start(MODERN, |request| vec![sent(&request.result(&json!({ "balance": 1 })))]).await;
+    let first = format!("?relay=ws%3A%2F%2F{}&relay=", silent.local_addr().unwrap());
+    let uri = relay.uri().replace("?relay=", &first).parse().unwrap();
+    let timeout = Duration::from_millis(300);
+    let wallet = connected(&NodeConfig::Nwc(NwcConfig { uri, timeout })).wallet;
+    assert!(matches!(wallet.spendable_msat().await, Err(NodeError::Unavailable { .. })));
+    for _ in 0..3 {
+        assert_eq!(wallet.spendable_msat().await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_secret_prints_nowhere() {
     let relay = Relay::start(MODERN, |request| vec![sent(&request.error("UNAUTHORIZED"))]).await;
     let config = NodeConfig::Nwc(NwcConfig { uri: relay.uri().parse().unwrap(), timeout: Duration::from_secs(1) });

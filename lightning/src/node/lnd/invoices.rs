@@ -43,7 +43,7 @@ pub(super) async fn create(rest: &Rest, order: &InvoiceOrder) -> Result<Invoice,
         "memo": order.description,
         "value_msat": order.amount_msat.to_string(),
         "expiry": order.expiry.as_secs().to_string(),
-        // A node whose channels are all unannounced can be paid only with hints of them; lnd gives none if it has others.
+        // With hints of unannounced channels: a node that has no others cannot be paid without.
         "private": true,
     });
     let added: Added = rest.ask(rest.post("v1/invoices", &wanted)).await.map_err(|e| rest.error(e))?;

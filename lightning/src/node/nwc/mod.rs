@@ -137,16 +137,12 @@ impl Nwc {
         if let Some(session) = open {
             return Ok(session);
         }
-        let turn = self.turn.load(Ordering::Relaxed);
-        let relay = self.uri.relays.get(turn % self.uri.relays.len()).ok_or(NwcError::Gone)?;
-        let connected = tokio::time::timeout(self.timeout, Relay::connect(relay, &self.uri, self.now())).await;
-        let relay = match connected.unwrap_or(Err(NwcError::Late(self.timeout))) {
-            Ok(relay) => relay,
-            Err(error) => {
-                self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
-                return Err(error);
-            }
-        };
+        // The next one has its turn unless this one is reached: whoever waits may give up before this fails.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let url = self.uri.relays.get(turn % self.uri.relays.len()).ok_or(NwcError::Gone)?;
+        let connected = tokio::time::timeout(self.timeout, Relay::connect(url, &self.uri, self.now())).await;
+        let relay = connected.unwrap_or(Err(NwcError::Late(self.timeout)))?;
+        self.turn.store(turn, Ordering::Relaxed);
         let encryption = Encryption::of(relay.info.as_ref());
         let session = Arc::new(Session { relay, encryption, caught_up: Mutex::new(false) });
         // Of two made at the same time the first stays, so that both who wait for news wait on one.

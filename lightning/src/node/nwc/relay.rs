@@ -42,6 +42,8 @@ pub(super) const NOTICES: [u16; 2] = [23_196, 23_197];
 const INFO_ID: &str = "info";
 const ANSWERS_ID: &str = "answers";
 
+/// How far the wallet's clock may be behind ours: what it dates earlier the relay does not pass on.
+const CLOCKS_APART: Duration = Duration::from_secs(3600);
 /// The longest message that is read.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Requests that wait to be sent.
@@ -95,7 +97,7 @@ type Socket = WebSocketStream<Box<dyn Stream>>;
 impl Relay {
     /// Connects, and waits until the relay has taken the subscriptions: an answer cannot be missed from then on.
     pub(super) async fn connect(url: &Url, uri: &NwcUri, now: Timestamp) -> Result<Self, NwcError> {
-        let mut socket = open(url).await.map_err(NwcError::Relay)?;
+        let mut socket = open(url, &Trust::WebPki).await.map_err(NwcError::Relay)?;
         let mut session = Session { uri: uri.clone(), url: url.clone(), now, introduced: false };
         let info = session.subscribe(&mut socket).await?;
         let shared = Arc::new(Shared::default());
@@ -169,13 +171,13 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn open(url: &Url) -> Result<Socket, BoxError> {
+async fn open(url: &Url, trust: &Trust) -> Result<Socket, BoxError> {
     let host = url.host_str().ok_or("the relay's URL names no host")?;
     let port = url.port_or_known_default().ok_or("the relay's URL names no port")?;
     let tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
     tcp.set_nodelay(true)?;
     let stream: Box<dyn Stream> = if url.scheme() == "wss" {
-        let connector = TlsConnector::from(Arc::new(tls::client_config(&Trust::WebPki)?));
+        let connector = TlsConnector::from(Arc::new(tls::client_config(trust)?));
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
         Box::new(connector.connect(name, tcp).await?)
     } else {
@@ -231,8 +233,7 @@ impl Session {
         let (wallet, own) = (self.uri.wallet.to_hex(), self.uri.keys.public_key().to_hex());
         let [nip04, nip44] = NOTICES;
         let info = json!(["REQ", INFO_ID, { "kinds": [INFO], "authors": [wallet], "limit": 1 }]);
-        // A minute back, for a wallet whose clock is behind.
-        let since = self.now.as_secs().saturating_sub(60);
+        let since = self.now.as_secs().saturating_sub(CLOCKS_APART.as_secs());
         let kinds = [RESPONSE, nip04, nip44];
         let answers = json!(["REQ", ANSWERS_ID, { "kinds": kinds, "authors": [wallet], "#p": [own], "since": since }]);
         for message in [info, answers] {
@@ -328,5 +329,46 @@ impl Session {
             notices.events.push_back(event);
             shared.news.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::node::Pins;
+
+    #[tokio::test]
+    async fn a_relay_is_reached_over_tls_if_its_certificate_is_good() {
+        let key = KeyPair::generate().unwrap();
+        let own = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config =
+            config.with_no_client_auth().with_single_cert(vec![CertificateDer::from(own.clone())], private).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Url = format!("wss://localhost:{}/v1", listener.local_addr().unwrap().port()).parse().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let relay = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let Ok(client) = acceptor.accept(client).await else { continue };
+                let mut socket = tokio_tungstenite::accept_async(client).await.unwrap();
+                socket.send(Message::text("hello")).await.unwrap();
+            }
+        });
+
+        let error = open(&url, &Trust::WebPki).await.map(drop).unwrap_err();
+        assert!(error.to_string().contains("certificate"), "{error}");
+        let pinned = Trust::Pinned(Pins::parse(own.der()).unwrap());
+        let mut socket = open(&url, &pinned).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("hello"));
+        relay.abort();
     }
 }
