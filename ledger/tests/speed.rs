@@ -19,13 +19,10 @@ const OPERATIONS: u64 = 20_000;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn claims_and_finds_per_second() {
-    let folder = tempfile::tempdir().unwrap();
-    let options =
-        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
-    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
+    let (_folder, ledger) = opened();
     let mut first = 0;
     for callers in [1, 16, 64] {
-        let operations = if callers == 1 { OPERATIONS / 20 } else { OPERATIONS };
+        let operations = operations(callers);
         measure("claim", callers, operations, {
             let ledger = ledger.clone();
             move |number| {
@@ -92,49 +89,72 @@ async fn whole_payments_per_second() {
     }
 }
 
-/// Calls with held tokens: a draw and its end, each durable before the next. Every caller has a pass of many calls; and, to compare, passes that
-/// are sold, paid by their first draw and spent.
+/// Calls with held tokens: a draw and its end, each durable before the next. Every caller has a pass of many calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
-async fn calls_of_passes_per_second() {
-    let folder = tempfile::tempdir().unwrap();
-    let options =
-        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
-    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap());
-    let mut first = 1_000;
+async fn calls_of_held_tokens_per_second() {
+    let (_folder, ledger) = opened();
     for callers in [1, 16, 64] {
-        let operations = if callers == 1 { OPERATIONS / 20 } else { OPERATIONS };
-        let held = Grant::Calls(NonZeroU32::MAX);
-        for number in 0..callers {
-            ledger.sell(test_token(number, held, NOW)).await.unwrap();
-            call(&ledger, number, first + number).await;
+        let first = callers * 1_000_000;
+        for number in first..first + callers {
+            ledger.sell(test_token(number, Grant::Calls(NonZeroU32::MAX), NOW)).await.unwrap();
+            call(&ledger, number, number).await;
         }
-        first += callers;
-        let shared = ledger.clone();
-        measure("draw and end, held token", callers, operations, move |number| {
-            let ledger = shared.clone();
-            async move { call(&ledger, number % callers, first + number).await }
+        let ledger = ledger.clone();
+        measure("draw and end, held token", callers, operations(callers), move |number| {
+            let ledger = ledger.clone();
+            async move { call(&ledger, first + number % callers, first + callers + number).await }
         })
         .await;
-        first += operations;
-        let shared = ledger.clone();
-        measure("sell, draw and end, one call", callers, operations, move |number| {
-            let ledger = shared.clone();
+    }
+}
+
+/// Tokens that are sold, paid by their first draw and spent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn tokens_of_one_call_per_second() {
+    let (_folder, ledger) = opened();
+    for callers in [1, 16, 64] {
+        let first = callers * 1_000_000;
+        let ledger = ledger.clone();
+        measure("sell, draw and end, one call", callers, operations(callers), move |number| {
+            let ledger = ledger.clone();
             async move {
                 ledger.sell(test_token(first + number, Grant::default(), NOW)).await.unwrap();
                 call(&ledger, first + number, first + number).await;
             }
         })
         .await;
-        first += operations;
     }
-    let hour = test_token(999, Grant::For(Duration::from_secs(3600)), NOW);
-    ledger.sell(hour).await.unwrap();
-    measure("draw and end, bought time", 64, OPERATIONS, move |number| {
+}
+
+/// Calls within time that was bought, which are looked at and not written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn calls_of_bought_time_per_second() {
+    let (_folder, ledger) = opened();
+    ledger.sell(test_token(1, Grant::For(Duration::from_secs(3600)), NOW)).await.unwrap();
+    for callers in [1, 16, 64] {
         let ledger = ledger.clone();
-        async move { call(&ledger, 999, first + number).await }
-    })
-    .await;
+        measure("draw and end, bought time", callers, OPERATIONS, move |number| {
+            let ledger = ledger.clone();
+            async move { call(&ledger, 1, number).await }
+        })
+        .await;
+    }
+}
+
+fn opened() -> (tempfile::TempDir, Arc<SqliteLedger>) {
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        SqliteOptions { instance: InstanceId::new("i"), answers_kept_for: Duration::from_secs(60), audit_file: None };
+    let ledger = SqliteLedger::open(&folder.path().join("farebox.db"), options, NOW).unwrap();
+    (folder, Arc::new(ledger))
+}
+
+/// Alone, each waits for the disk.
+const fn operations(callers: u64) -> u64 {
+    if callers == 1 { OPERATIONS / 20 } else { OPERATIONS }
 }
 
 async fn call(ledger: &SqliteLedger, token: u64, id: u64) {
