@@ -259,3 +259,75 @@ impl PassAccount {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix_s(1_800_000_000);
+
+    /// Paid, good for two calls of which one is made, and for another minute.
+    fn account() -> PassAccount {
+        PassAccount {
+            grant: Grant::Calls(NonZeroU32::MIN.saturating_add(1)),
+            invoice: InvoiceState::Settled,
+            valid_until: NOW.plus(Duration::from_secs(60)),
+            revoked_at: None,
+            used: 1,
+            broken: 0,
+        }
+    }
+
+    #[test]
+    fn a_revoked_pass_gives_nothing_and_an_ended_one_only_answers_that_it_had() {
+        let keys = [KeyUse::NoKey, KeyUse::New, KeyUse::Foreign, KeyUse::UnderWay, KeyUse::Delivered];
+        let revoked = PassAccount { revoked_at: Some(NOW), ..account() };
+        let ended = PassAccount { valid_until: NOW, ..account() };
+        let hour = PassAccount { grant: Grant::For(Duration::from_secs(3600)), valid_until: NOW, ..account() };
+        for key in keys {
+            assert_eq!(revoked.rule(key, NOW), DrawRuling::Revoked, "{key:?}");
+            let expected = match key {
+                KeyUse::NoKey | KeyUse::New => DrawRuling::Expired,
+                KeyUse::Foreign => DrawRuling::Foreign,
+                KeyUse::UnderWay => DrawRuling::NoneLeft,
+                KeyUse::Delivered => DrawRuling::Replay,
+            };
+            assert_eq!((ended.rule(key, NOW), hour.rule(key, NOW)), (expected, expected), "{key:?}");
+        }
+        let underpaid = PassAccount { invoice: InvoiceState::Underpaid, ..account() };
+        assert_eq!(underpaid.rule(KeyUse::Delivered, NOW), DrawRuling::Underpaid);
+    }
+
+    #[test]
+    fn calls_are_taken_until_there_are_none_and_time_is_only_looked_at() {
+        let mut pass = account();
+        assert_eq!(pass.rule(KeyUse::NoKey, NOW), DrawRuling::Take { left: Some(0) });
+        pass.take();
+        assert_eq!(pass.rule(KeyUse::New, NOW), DrawRuling::NoneLeft);
+        pass.end(&DrawEnd::Delivered { answer: None });
+        assert_eq!(pass.rule(KeyUse::NoKey, NOW), DrawRuling::NoneLeft);
+        // A seller's books that count more than was sold, by whatever mistake, sell no more.
+        assert_eq!(PassAccount { used: u32::MAX, ..account() }.rule(KeyUse::NoKey, NOW), DrawRuling::NoneLeft);
+        let hour = PassAccount { grant: Grant::For(Duration::from_secs(3600)), used: u32::MAX, ..account() };
+        assert_eq!(hour.rule(KeyUse::NoKey, NOW), DrawRuling::Look);
+        assert_eq!(hour.rule(KeyUse::New, NOW), DrawRuling::Take { left: None }, "its answer is kept, so it is noted");
+    }
+
+    #[test]
+    fn broken_answers_come_back_a_few_times_and_then_count() {
+        let mut pass = account();
+        for round in 1..=BROKEN_DRAWS_MAX {
+            pass.take();
+            pass.end(&DrawEnd::BrokeOff);
+            assert_eq!((pass.used, pass.broken), (1, round));
+        }
+        pass.take();
+        pass.end(&DrawEnd::Returned);
+        assert_eq!(pass.used, 1, "a call that was not made comes back all the same");
+        pass.take();
+        pass.end(&DrawEnd::BrokeOff);
+        assert_eq!((pass.used, pass.broken), (2, BROKEN_DRAWS_MAX));
+    }
+}

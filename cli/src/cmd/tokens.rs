@@ -138,7 +138,7 @@ fn print(
         TokensCommand::List(args) => list(args, &reader, now, width, out),
         TokensCommand::Show(args) => {
             let token = args.pass.token(&reader)?;
-            let entry = Entry::new(&token, now, |text| Cow::Borrowed(text))?;
+            let entry = Entry::new(&token, now, Cow::Borrowed)?;
             if args.json { line(&entry, out) } else { show(&entry, &token, width, out) }
         }
         TokensCommand::Revoke(args) => {
@@ -180,7 +180,7 @@ fn list(
     let pages = Pages { reader, filter: TokenFilter { route, paid, ..TokenFilter::default() } };
     let limit = |or| args.limit.unwrap_or(or);
     if args.json {
-        pages.each(limit(0), |token| line(&Entry::new(token, now, |text| Cow::Borrowed(text))?, out))?;
+        pages.each(limit(0), |token| line(&Entry::new(token, now, Cow::Borrowed)?, out))?;
         return Ok(());
     }
     if args.csv {
@@ -336,7 +336,7 @@ fn used(token: &Token) -> String {
 fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     let units = [(24 * 60 * 60, 'd'), (60 * 60, 'h'), (60, 'm')];
-    let whole = units.into_iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0);
+    let whole = units.into_iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit));
     whole.map_or_else(|| format!("{seconds}s"), |(unit, name)| format!("{}{name}", seconds / unit))
 }
 
