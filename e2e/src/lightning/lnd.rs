@@ -383,6 +383,15 @@ impl Lnd {
         payment(said.lines().next_back().context("lnd said how it ended")?).map(Some)
     }
 
+    /// How many payments of its own have arrived.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn payments_made(&self) -> Result<usize> {
+        let all = self.rest(Method::GET, "/v1/payments?max_payments=100000", None).await?;
+        Ok(all["payments"].as_array().context("a list of payments")?.len())
+    }
+
     /// What it could send through its channels, satoshi, reserves not taken off.
     ///
     /// # Errors

@@ -9,13 +9,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"strconv"
 	"time"
 
+	"github.com/btcsuite/btcd/btcutil"
 	"github.com/lightninglabs/aperture/l402"
 	"github.com/lightninglabs/lndclient"
+	"github.com/lightningnetwork/lnd/lnrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
@@ -85,6 +88,7 @@ func buy(calls int) (answers []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	lnd.Client = routed{lnd.Client, lnd.Router}
 	interceptor := l402.NewInterceptor(&lnd.LndServices, store, callTimeout, maxCostSat, maxFeeSat, true)
 	connection, err := grpc.NewClient(os.Getenv("TARGET"), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithUnaryInterceptor(interceptor.UnaryInterceptor))
@@ -100,6 +104,41 @@ func buy(calls int) (answers []string, err error) {
 		answers = append(answers, answer.Status.String())
 	}
 	return answers, nil
+}
+
+// routed pays by the call that lnd 0.21 still has: this lndclient's own PayInvoice uses one that was removed, and waits for ever.
+type routed struct {
+	lndclient.LightningClient
+	router lndclient.RouterClient
+}
+
+func (r routed) PayInvoice(ctx context.Context, invoice string, maxFee btcutil.Amount, _ *uint64) chan lndclient.PaymentResult {
+	result := make(chan lndclient.PaymentResult, 1)
+	go func() {
+		result <- r.pay(ctx, lndclient.SendPaymentRequest{Invoice: invoice, MaxFee: maxFee, Timeout: callTimeout})
+	}()
+	return result
+}
+
+func (r routed) pay(ctx context.Context, request lndclient.SendPaymentRequest) lndclient.PaymentResult {
+	states, errs, err := r.router.SendPayment(ctx, request)
+	if err != nil {
+		return lndclient.PaymentResult{Err: err}
+	}
+	for {
+		select {
+		case err := <-errs:
+			return lndclient.PaymentResult{Err: err}
+		case state := <-states:
+			switch state.State {
+			case lnrpc.Payment_SUCCEEDED:
+				amount, fee := state.Value.ToSatoshis(), state.Fee.ToSatoshis()
+				return lndclient.PaymentResult{Preimage: state.Preimage, PaidAmt: amount, PaidFee: fee}
+			case lnrpc.Payment_FAILED:
+				return lndclient.PaymentResult{Err: errors.New(state.FailureReason.String())}
+			}
+		}
+	}
 }
 
 func say(value any) {
