@@ -475,8 +475,8 @@ impl Agent {
         if let Some(offer) = chosen.and_then(|index| offers.get_mut(index)) {
             offer.chosen = true;
         }
-        let token = self.held_token(&request, l402.as_ref(), &BTreeSet::new()).await?.map(Box::new);
-        let invoice = l402.as_ref().map(|bill| Box::new(QuotedInvoice::of(bill)));
+        let token = self.held_token(&request, l402.as_deref(), &BTreeSet::new()).await?.map(Box::new);
+        let invoice = l402.as_deref().map(|bill| Box::new(QuotedInvoice::of(bill)));
         let open = open.map(Box::new);
         Ok(Quote::Bill { url: request.url, description, offers, invoice, token, skipped, notes, open })
     }

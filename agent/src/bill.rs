@@ -26,7 +26,7 @@ use crate::{
 pub(crate) struct Billed {
     pub(crate) x402: Option<Bill>,
     pub(crate) transfer: Option<ReadBill>,
-    pub(crate) l402: Option<L402Bill>,
+    pub(crate) l402: Option<Box<L402Bill>>,
     pub(crate) notes: Vec<Note>,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn read(headers: &HeaderMap, body: Option<&[u8]>) -> Result<Billed, U
     };
     let l402 = match l402 {
         Err(error) if !is_payable => return Err(UnreadableBill::L402(error)),
-        read => read.inspect_err(|error| unreadable(RailName::L402, error)).ok().flatten(),
+        read => read.inspect_err(|error| unreadable(RailName::L402, error)).ok().flatten().map(Box::new),
     };
     notes.splice(0..0, odd);
     Ok(Billed { x402, transfer, l402, notes })

@@ -146,7 +146,7 @@ impl Agent {
                 Begins::Taken { entry, rule } => {
                     before = entry.map(|entry| *entry);
                     // Another bill, another row of waits: many requests of one agent may be shown one invoice, and pay in turn.
-                    let hash = billed.l402.as_ref().map(L402Bill::payment_hash);
+                    let hash = billed.l402.as_deref().map(L402Bill::payment_hash);
                     if std::mem::replace(&mut taken, hash) != hash {
                         asks = self.waits();
                     }
@@ -191,7 +191,7 @@ impl Agent {
         started: Started,
     ) -> Result<Begins, FetchError> {
         if before.is_none()
-            && let Some(entry) = self.begin_draw(request, held, billed.l402.as_ref(), tried).await?
+            && let Some(entry) = self.begin_draw(request, held, billed.l402.as_deref(), tried).await?
         {
             return Ok(Begins::With(Box::new(entry), Made::default()));
         }

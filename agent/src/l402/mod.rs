@@ -137,6 +137,7 @@ impl Agent {
 
     /// Brings a token that is in the journal to its end: paid for, presented, answered. A crash at any point leaves the entry as it is, and
     /// the next run goes on with the same invoice.
+    #[expect(clippy::too_many_arguments, reason = "the state of one fetch, used once")]
     pub(crate) async fn finish_token(
         &self,
         request: &Replayable,

@@ -8,6 +8,7 @@ mod wallet;
 
 use std::{
     collections::BTreeSet,
+    fmt,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -24,6 +25,7 @@ use farebox_core::{
     ports::{Clock, Entropy, WalletError},
 };
 use farebox_evm::RpcUrl;
+use zeroize::Zeroizing;
 
 use self::wallet::Wallets;
 
@@ -118,7 +120,7 @@ pub(crate) struct PayArgs {
     /// Pay over Lightning with this wallet: lnd+https://HOST:PORT?macaroon=FILE&cert=FILE, cln+https://HOST:PORT?rune=FILE&cert=FILE, or
     /// nostr+walletconnect://…, which is a secret: FAREBOX_LIGHTNING keeps it from the command line
     #[arg(long, value_name = "WALLET", env = "FAREBOX_LIGHTNING", hide_env_values = true)]
-    lightning: Option<String>,
+    lightning: Option<WalletUri>,
     /// The most this call may cost over Lightning, in sats, fees for the way not counted [default: 100 if neither --max nor --btc-usd is given]
     #[arg(long, value_name = "SATS", value_parser = sats)]
     max_sat: Option<Msat>,
@@ -357,6 +359,22 @@ struct Wei(u128);
 
 fn coins(text: &str) -> anyhow::Result<Wei> {
     Ok(Wei(text.parse::<Decimal>()?.to_units(COIN_DECIMALS)?))
+}
+
+/// A Lightning wallet as its user names it. Does not print: over Nostr Wallet Connect the name is the secret.
+#[derive(Clone)]
+struct WalletUri(Zeroizing<String>);
+
+impl From<&str> for WalletUri {
+    fn from(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for WalletUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WalletUri(..)")
+    }
 }
 
 /// Millisatoshis.

@@ -357,3 +357,51 @@ fn a_mistake_is_told() {
         assert!(Line::try_parse_from(["pay"].iter().chain(line)).is_err(), "{line:?}");
     }
 }
+
+#[test]
+fn limits_in_sats_and_dollars_are_read_and_a_wallets_secret_is_not_repeated() {
+    let max_msat = |line: &[&str]| parse(&[line, &["http://example.test"]].concat()).max_msat();
+    assert_eq!(max_msat(&[]), Some(MAX_MSAT_DEFAULT));
+    assert_eq!(max_msat(&["--max-sat", "2.5"]), Some(2_500));
+    // A limit in dollars alone says nothing of sats without a rate, and with one says enough.
+    assert_eq!(max_msat(&["--max", "0.01"]), None);
+    assert_eq!(max_msat(&["--btc-usd", "60000"]), None);
+    assert_eq!(max_msat(&["--btc-usd", "60000", "--max", "1", "--max-sat", "7"]), Some(7_000));
+    let args = parse(&["--rail", "l402", "--lightning", "nostr+walletconnect://x?secret=KEY", "http://example.test"]);
+    assert_eq!(args.rails, [RailName::L402]);
+    assert!(!format!("{args:?}").contains("KEY"));
+    let fee = |text: &str| routing_fee(text).map(|fee| (fee.percent, fee.floor_msat)).ok();
+    assert_eq!(fee("5,10"), Some((5, 10_000)));
+    assert_eq!(fee("0"), Some((0, 0)));
+    assert!(["", "1.5", "5,", "-1", "5,10,1"].into_iter().all(|wrong| fee(wrong).is_none()));
+    assert!(["0.0001", "-1", "1e3", "99999999999999999999"].into_iter().all(|wrong| sats(wrong).is_err()));
+    for wrong in ["KEY", "nostr+walletconnect://KEY", "lnd+https://127.0.0.1:1?macaroon=/no/such/KEY"] {
+        let args = parse(&["--lightning", wrong, "--journal", "/no/such", "http://example.test"]);
+        let Err(error) = wallet::open(&args, &context()) else { panic!("{wrong} is no wallet") };
+        let text = format!("{error:#}");
+        assert!(wrong.starts_with("lnd") || !text.contains("KEY"), "{text}");
+    }
+}
+
+#[test]
+fn what_became_of_a_lightning_payment_has_its_own_exit_codes() {
+    let payment_hash = farebox_core::PaymentHash([0xab; 32]);
+    let (wallet, why) = ("w".to_owned(), "y".to_owned());
+    let blind = LightningError::NoPreimage { wallet: wallet.clone(), payment_hash, amount_msat: 1_500, why };
+    let open = LightningError::Unclear { payment_hash, last: "l".to_owned() };
+    let other = LightningError::OtherWallet { payment_hash, wallet: wallet.clone(), found: "f".to_owned() };
+    let not = LightningError::NotPaid { wallet, code: "no_route", detail: farebox_core::Untrusted::new("d") };
+    let hash = json!("ab".repeat(32));
+    for (error, exit, charged, named) in [
+        (blind, 13, json!(true), &hash),
+        (open, 6, json!("unknown"), &hash),
+        (other, 6, json!("unknown"), &hash),
+        (not, 3, json!(false), &json!(null)),
+    ] {
+        let failure = Failure::Fetch(error.into());
+        assert_eq!(failure.exit_code(), ExitCode::from(exit));
+        let object = output::failure_json(&failure);
+        assert_eq!((&object["error"]["charged"], &object["error"]["payment_hash"]), (&charged, named));
+        assert!(failure.hint().is_some());
+    }
+}

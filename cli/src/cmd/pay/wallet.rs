@@ -25,7 +25,7 @@ pub(super) struct Wallets {
 
 /// The wallets that are named, or one that cannot sign if none is: what is free needs none.
 pub(super) fn open(args: &PayArgs, context: &PayContext) -> anyhow::Result<Wallets> {
-    let lightning = args.lightning.as_deref().map(|uri| open_lightning(uri, args, context)).transpose()?;
+    let lightning = args.lightning.as_ref().map(|uri| open_lightning(&uri.0, args, context)).transpose()?;
     let names_key = args.keystore.is_some() || args.key_file.is_some() || (context.environment)(KEY_VARIABLE).is_some();
     let evm = match (names_key, &lightning) {
         (false, Some(_)) => None,
