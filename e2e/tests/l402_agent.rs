@@ -9,7 +9,7 @@ use std::{
 
 use farebox_e2e::{
     Echo, Farebox, Setup, Tool,
-    lightning::{Aperture, Goods, LightningPair, Lnd, Macaroon},
+    lightning::{Aperture, Goods, LightningPair, Lnd, Macaroon, NwcWallet, Preimages},
     tool,
 };
 use serde_json::{Value, json};
@@ -216,4 +216,30 @@ async fn a_run_that_is_killed_at_the_gateway_pays_once_and_gets_the_goods() {
             "killed after {after_ms} ms: {paid} paid, {runs} served"
         );
     }
+}
+
+#[tokio::test]
+async fn a_wallet_over_nostr_pays_and_one_that_withholds_the_preimage_is_told_of_and_pays_once() {
+    let me = Satoshi::new().await;
+    let upstream = Echo::start().await.unwrap();
+    let gateway = gateway(&me, &upstream).await;
+    let pay = async |wallet: &NwcWallet, path: &str| {
+        let url = gateway.url(path);
+        let mut command = me.pay(&["--json", "--max-sat", "50", "--timeout", "20", &url]);
+        let output = command.env("FAREBOX_LIGHTNING", wallet.url()).output();
+        let output = tokio::time::timeout(SOON, output).await.unwrap().unwrap();
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), told)
+    };
+    let wallet = NwcWallet::start(&me.pair.payer, Preimages::Told).await.unwrap();
+    let (code, told) = pay(&wallet, "/one/a").await;
+    assert_eq!((code, &told["payment"]["charged"]), (Some(0), &json!(true)), "{told}");
+    drop(wallet);
+    let blind = NwcWallet::start(&me.pair.payer, Preimages::Withheld).await.unwrap();
+    for _ in 0..2 {
+        let (code, told) = pay(&blind, "/one/b").await;
+        let error = json!([told["error"]["code"], told["error"]["charged"]]);
+        assert_eq!((code, error), (Some(13), json!(["wallet_gave_no_preimage", true])), "{told}");
+    }
+    assert_eq!((me.payments().await, upstream.seen().len()), (2, 1));
 }
