@@ -169,7 +169,7 @@ async fn serve(worker: &Worker, desk: Desk, bid: Bid, inbound: Inbound) -> Respo
 
 /// What proxies say of the caller. Not believed, only compared: behind a proxy that is not listed all callers have its address, and
 /// this tells them apart, for it adds each caller's own.
-fn forwarded(headers: &HeaderMap) -> Vec<u8> {
+pub(crate) fn forwarded(headers: &HeaderMap) -> Vec<u8> {
     let claims = [X_FORWARDED_FOR, FORWARDED].into_iter().flat_map(|name| headers.get_all(name).iter());
     claims.flat_map(|value| [value.as_bytes(), b"\n"].concat()).collect()
 }

@@ -3,8 +3,8 @@
 use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use farebox_core::{
-    AssetId, Challenge, Charged, Credential, Network, Offer, OfferBoard, PaymentId, RailName, Refusal, RequestId,
-    Resource, Retry, Tariff, UnavailableRail, X402Version, ports::TokenBill,
+    AssetId, CallerId, Challenge, Charged, Credential, Network, Offer, OfferBoard, PaymentId, RailName, Refusal,
+    RequestId, Resource, Retry, Tariff, UnavailableRail, X402Version, ports::TokenBill,
 };
 use farebox_wire::{
     CredentialError, l402, page, problem,
@@ -23,6 +23,7 @@ use http::{
 };
 
 use crate::{
+    admission::forwarded,
     body::Body,
     counts::Outcome,
     proxy::Inbound,
@@ -84,6 +85,8 @@ pub(crate) struct Desk {
     /// Where path and query begin in it.
     resource_at: usize,
     client: IpAddr,
+    /// What proxies say of it.
+    forwarded: Vec<u8>,
     method: Method,
     /// Whether the request claims a transfer.
     rail: RailName,
@@ -129,6 +132,7 @@ impl Desk {
             url,
             resource_at,
             client: inbound.client.addr,
+            forwarded: forwarded(headers),
             method: inbound.request.method().clone(),
             rail: if transfer { RailName::Transfer } else { RailName::X402 },
             request: None,
@@ -177,6 +181,11 @@ impl Desk {
     /// Who sent it, by the socket or a listed proxy.
     pub(crate) const fn client(&self) -> IpAddr {
         self.client
+    }
+
+    /// Who sent it, told apart from others at the same address.
+    pub(crate) fn caller(&self) -> CallerId {
+        CallerId::from_address(self.client, &self.forwarded)
     }
 
     /// Its name, or a new one if it brought no credential.

@@ -83,8 +83,10 @@ pub(crate) async fn token_side(till: &Till, desk: &Desk) -> TokenSide {
         return TokenSide::Off(Off::NoPrice);
     };
     let request = desk.request_or_else(|| till.new_request());
+    let caller = desk.caller();
     let ask = BillAsk {
         client: desk.client(),
+        caller: &caller,
         route: &desk.tariff().route,
         method: desk.method().as_str(),
         resource: desk.resource(),

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use super::{BoxError, LedgerUnavailable, NewsCursor, Offering, Rejected};
 use crate::{
-    Draw, DrawEnd, DrawId, Drawn, Invoice, InvoiceNews, L402Token, NewToken, Offer, PassId, PaymentHash, PaymentId,
-    RequestId, RouteId, Timestamp, Token, TokenTerms,
+    CallerId, Draw, DrawEnd, DrawId, Drawn, Invoice, InvoiceNews, L402Token, NewToken, Offer, PassId, PaymentHash,
+    PaymentId, RequestId, RouteId, Timestamp, Token, TokenTerms,
 };
 
 /// A rail whose bill is made for each buyer, and buys a token.
@@ -34,8 +34,12 @@ pub trait TokenRail: Offering {
 /// Who asks for a bill, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct BillAsk<'a> {
-    /// The client's address, by the socket or a listed proxy.
+    /// The client's address, by the socket or a listed proxy. What it is allowed is counted by it.
     pub client: IpAddr,
+    /// The client, told apart from others at its address as far as proxies tell them apart: [`CallerId::from_address`]. Two callers must not
+    /// be shown one bill, for who of them pays it, the other one can read from its macaroon what was bought; and no limit counts by it, for
+    /// anybody can make up more of them.
+    pub caller: &'a CallerId,
     /// The route.
     pub route: &'a RouteId,
     /// The request's method.

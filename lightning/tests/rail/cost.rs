@@ -21,7 +21,9 @@ async fn cost_of_the_hot_paths() {
     told("check a held token", start, ROUNDS);
 
     let (offer, request) = (shop.offer(&route.terms.price), farebox_core::RequestId::new("req_test"));
+    let caller = farebox_core::CallerId::new("caller");
     let ask = |address: &str| BillAsk {
+        caller: &caller,
         client: address.parse().unwrap(),
         route: &route.id,
         method: "GET",

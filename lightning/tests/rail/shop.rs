@@ -129,8 +129,10 @@ impl<N: LightningNode + 'static> Shop<N> {
 
     /// The client at `address` asks for `resource` of the route without paying.
     pub(crate) async fn ask(&self, address: &str, route: &Route, resource: &str) -> Result<Arc<TokenBill>, NoBill> {
+        let client = address.parse::<IpAddr>().unwrap();
         let ask = BillAsk {
-            client: address.parse::<IpAddr>().unwrap(),
+            client,
+            caller: &farebox_core::CallerId::from_address(client, b""),
             route: &route.id,
             method: "GET",
             resource,
