@@ -1,5 +1,7 @@
 //! Bitcoin Lightning: L402 tokens sold by invoices, and the nodes and wallets behind one port.
 
+#[cfg(feature = "ldk")]
+pub mod embedded;
 mod l402;
 pub mod node;
 
