@@ -8,6 +8,8 @@ mod demo;
 #[cfg(test)]
 pub(crate) mod help;
 mod init;
+#[cfg(feature = "ldk")]
+mod lightning;
 mod listing;
 mod pay;
 mod payments;
@@ -68,6 +70,9 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Request a URL and pay for it if it asks to be paid
     Pay(Box<pay::PayArgs>),
+    /// Make and look after a Lightning node that runs within Farebox
+    #[cfg(feature = "ldk")]
+    Lightning(Box<lightning::LightningArgs>),
     /// See a paid call from end to end, with everything embedded
     #[cfg(feature = "demo")]
     Demo(demo::Args),
@@ -96,6 +101,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let ledger = || Ok(config::load(&globals.config)?.ledger);
             audit::run(args, ledger, SystemClock.now()).map(|()| ExitCode::SUCCESS)
         }
+        #[cfg(feature = "ldk")]
+        Command::Lightning(args) => lightning::run(*args, &globals),
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(&args),
         Command::Pay(args) => {

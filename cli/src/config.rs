@@ -6,7 +6,7 @@ pub(crate) mod lightning;
 pub(crate) mod literal;
 pub(crate) mod mistake;
 pub(crate) mod money;
-mod node;
+pub(crate) mod node;
 mod rates;
 pub(crate) mod read;
 #[cfg(test)]

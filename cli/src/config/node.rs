@@ -1,9 +1,11 @@
 //! The node of `[lightning]` with its secrets.
 
+#[cfg(feature = "ldk")]
+use std::path::PathBuf;
 use std::{net::SocketAddr, ops::Range, path::Path};
 
 #[cfg(feature = "ldk")]
-use farebox_lightning::embedded::{ChainSourceError, EmbeddedConfig};
+use farebox_lightning::embedded::{ChainSource, ChainSourceError, EmbeddedConfig};
 use farebox_lightning::node::{ClnConfig, LndConfig, NodeConfig, NodeUriError, NwcConfig, SecretSource};
 use zeroize::Zeroizing;
 
@@ -25,7 +27,23 @@ pub(crate) enum NodeSource {
     Idle,
 }
 
+/// A node within this process, as the config has it.
+#[cfg(feature = "ldk")]
+pub(crate) struct OwnNode {
+    pub(crate) dir: PathBuf,
+    /// Whom it asks about the chain; or what is wrong with that, which not every command needs.
+    pub(crate) chain: Result<ChainSource, String>,
+    pub(crate) listen: Vec<SocketAddr>,
+}
+
 impl Lightning {
+    /// The node within this process, if it is one; fetches no secret but the chain source's.
+    #[cfg(feature = "ldk")]
+    pub(crate) fn own_node(&self, env: Environment<'_>) -> Option<OwnNode> {
+        let Node::Ldk { dir, chain, listen } = self.node.get_ref() else { return None };
+        Some(OwnNode { dir: dir.clone(), chain: chain_source(chain.get_ref(), env), listen: listen.clone() })
+    }
+
     /// The node with its secrets. `None` after noting what could not be fetched.
     pub(super) fn with_secrets(&self, dir: &Path, env: Environment<'_>, notes: &mut Notes) -> Option<NodeSource> {
         let timeout = self.node_timeout;
@@ -64,9 +82,7 @@ impl Lightning {
         env: Environment<'_>,
         notes: &mut Notes,
     ) -> Option<NodeSource> {
-        let filled = chain.get_ref().fill(env);
-        let parsed = filled.and_then(|text| text.parse().map_err(|error: ChainSourceError| error.to_string()));
-        let asked = match parsed {
+        let asked = match chain_source(chain.get_ref(), env) {
             Ok(asked) => asked,
             Err(why) => return self.wrong(chain.span(), "ldk.chain", why, notes),
         };
@@ -113,4 +129,9 @@ impl Lightning {
     fn wrong<T>(&self, span: Range<usize>, key: &str, why: String, notes: &mut Notes) -> Option<T> {
         notes.wrong(span, format!("lightning.node.{key}"), why)
     }
+}
+
+#[cfg(feature = "ldk")]
+fn chain_source(text: &Template, env: Environment<'_>) -> Result<ChainSource, String> {
+    text.fill(env)?.parse().map_err(|error: ChainSourceError| error.to_string())
 }
