@@ -1,10 +1,7 @@
 //! Lightning tokens: a held one beside the free route, the 402 with a reused invoice beside nginx's canned answer, and what unpaid requests
 //! cost the node. The node is a real lnd on regtest.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use farebox_e2e::{
@@ -14,6 +11,7 @@ use farebox_e2e::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::{
     Args,
