@@ -10,7 +10,7 @@ use farebox_e2e::{
 };
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const DOLLAR: u128 = 1_000_000;
 const QUESTION: &str = r#"{"question":"Was kostet das?","bytes":"äöü"}"#;
 const TWO_CALLS: &str =

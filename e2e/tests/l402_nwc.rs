@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-const SOON: std::time::Duration = std::time::Duration::from_secs(30);
+const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 const TWO_CALLS: &str = "[[route]]\nmatch = \"GET /v1/*\"\nupstream = \"$UPSTREAM\"\nprice = \"10 sat\"\ncalls = 2\n";
 
 #[tokio::test]
