@@ -47,6 +47,15 @@ pub trait LightningWallet: fmt::Debug + Send + Sync {
     /// For logs and people, without a secret.
     fn label(&self) -> &str;
 
+    /// Who it is, wherever it is reached: the node's public key, or that of a wallet behind NWC, lower-case hex. Another node behind the same address is
+    /// another wallet, and its word on a payment of this one is worth nothing. By default the label.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    async fn identity(&self) -> Result<Arc<str>, NodeError> {
+        Ok(self.label().into())
+    }
+
     /// Which network it pays on, if it can tell; wallets behind NWC may not.
     ///
     /// # Errors
@@ -62,7 +71,7 @@ pub trait LightningWallet: fmt::Debug + Send + Sync {
     /// Pays an invoice, once: paying a hash that was paid or is being paid does not pay again. A dropped future leaves the payment to be looked up.
     async fn pay(&self, order: &PayOrder) -> PayOutcome;
 
-    /// What has become of a payment of its own.
+    /// What has become of a payment of its own. A wallet that cannot look its payments up answers an error, never [`Outgoing::Never`].
     ///
     /// # Errors
     /// [`NodeError`]: never "not paid".
