@@ -47,12 +47,12 @@ pub trait LightningWallet: fmt::Debug + Send + Sync {
     /// For logs and people, without a secret.
     fn label(&self) -> &str;
 
-    /// Who it is, wherever it is reached: the node's public key, or that of a wallet behind NWC, lower-case hex. Another node behind the same address is
-    /// another wallet, and its word on a payment of this one is worth nothing. By default the label.
+    /// Which node or wallet it is, wherever it is reached: its public key in lower-case hex, or its label where it tells none. Another node behind
+    /// the same address has another one, and knows nothing of this one's payments.
     ///
     /// # Errors
     /// [`NodeError`].
-    async fn identity(&self) -> Result<Arc<str>, NodeError> {
+    async fn id(&self) -> Result<Arc<str>, NodeError> {
         Ok(self.label().into())
     }
 
