@@ -18,7 +18,11 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{task::JoinHandle, time::Instant};
 
-use crate::{challenge::is_end_to_end, hold::Hold, upstream::UpstreamBody};
+use crate::{
+    challenge::is_end_to_end,
+    hold::Hold,
+    upstream::{BrokenBy, UpstreamBody},
+};
 
 /// How long a caller may leave the answer unread and still blame the upstream for what comes after. An upstream gives up on whoever does
 /// not read, so that its error is a caller's to make.
@@ -145,10 +149,12 @@ impl http_body::Body for DeliveryBody {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                     Some(Err(error)) => {
-                        if let Stage::Streaming(hold) = std::mem::replace(&mut this.stage, Stage::Over)
-                            && this.unread
-                        {
-                            hold.left();
+                        if let Stage::Streaming(hold) = std::mem::replace(&mut this.stage, Stage::Over) {
+                            match BrokenBy::of(this.upstream.request().map(|request| &**request)) {
+                                _ if this.unread => hold.left(),
+                                BrokenBy::Caller => hold.request_broke_off(),
+                                BrokenBy::Upstream => drop(hold),
+                            }
                         }
                         return Poll::Ready(Some(Err(error.into())));
                     }

@@ -1,15 +1,14 @@
 //! A request whose call is drawn: upstream, the draw's end in the books, answer.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
     time::Duration,
 };
 
-use farebox_core::{Charged, DrawPermit, Refusal, RequestId};
+use farebox_core::{BROKEN_DRAWS_MAX, Charged, DrawPermit, PassId, Refusal, RequestId};
 use http::Response;
+use parking_lot::Mutex;
 
 use crate::{
     answer::books_unavailable,
@@ -18,9 +17,9 @@ use crate::{
     delivery::DeliveryBody,
     hold::Hold,
     proxy::Inbound,
-    ride::{self, Broken, BrokenBy, Caller, Named, Ride, Served},
+    ride::{self, Broken, Caller, Named, Ride, Served},
     till::Till,
-    upstream::Upstreams,
+    upstream::{BrokenBy, Upstreams},
 };
 
 /// How long a draw is believed to be under way, without a word from its process: longer than any stream. Whoever holds it tells the books of
@@ -31,25 +30,50 @@ pub(crate) const LEASE: Duration = Duration::from_secs(24 * 3600);
 /// fill the memory with ends to be told.
 const OPEN_DRAWS_MAX: usize = 16_384;
 
-/// How many calls are open.
+/// The most of them of one pass, so that one token cannot keep all others from theirs. Requests that wait for its last calls count.
+const OPEN_DRAWS_OF_PASS_MAX: usize = 256;
+
+/// The calls that are open.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct OpenDraws(Arc<AtomicUsize>);
+pub(crate) struct OpenDraws(Arc<Mutex<Open>>);
+
+#[derive(Debug, Default)]
+struct Open {
+    all: usize,
+    by_pass: HashMap<PassId, usize>,
+}
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct OpenDraw(OpenDraws);
+pub(crate) struct OpenDraw {
+    draws: OpenDraws,
+    pass: PassId,
+}
 
 impl OpenDraws {
-    /// One more, unless there are too many.
-    pub(crate) fn open(&self) -> Option<OpenDraw> {
-        let open = OpenDraw(self.clone());
-        (self.0.fetch_add(1, Ordering::Relaxed) < OPEN_DRAWS_MAX).then_some(open)
+    /// One more of this pass, unless there are too many.
+    pub(crate) fn open(&self, pass: PassId) -> Option<OpenDraw> {
+        let mut open = self.0.lock();
+        let of_pass = open.by_pass.get(&pass).copied().unwrap_or(0);
+        if open.all >= OPEN_DRAWS_MAX || of_pass >= OPEN_DRAWS_OF_PASS_MAX {
+            return None;
+        }
+        open.all += 1;
+        open.by_pass.insert(pass, of_pass + 1);
+        Some(OpenDraw { draws: self.clone(), pass })
     }
 }
 
 impl Drop for OpenDraw {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        let mut open = self.draws.0.lock();
+        open.all -= 1;
+        if let Entry::Occupied(mut of_pass) = open.by_pass.entry(self.pass) {
+            *of_pass.get_mut() -= 1;
+            if *of_pass.get() == 0 {
+                of_pass.remove();
+            }
+        }
     }
 }
 
@@ -120,16 +144,52 @@ impl DrawnFare {
     }
 
     async fn give_back(self, broken: Broken) -> Response<Body> {
-        match broken.by {
-            BrokenBy::Upstream => self.hold.give_back().await,
-            // The upstream may have worked on what it had of the request.
-            BrokenBy::Caller => self.hold.abandoned(),
-        }
-        self.desk.refuse(&broken.uncharged("the call is the token's again"), None)
+        let refusal = match broken.by {
+            BrokenBy::Upstream => {
+                self.hold.give_back().await;
+                broken.uncharged("the call is the token's again")
+            }
+            BrokenBy::Caller => {
+                self.hold.request_broke_off();
+                let words = format!(
+                    "the request was not sent whole, of which the call comes back {BROKEN_DRAWS_MAX} times in a token's life"
+                );
+                Refusal { charged: Charged::Unknown, ..broken.uncharged(&words) }
+            }
+        };
+        self.desk.refuse(&refusal, None)
     }
 }
 
 /// The upstream has done its work, and the books did not say that they have the end of it.
 fn not_booked() -> Refusal {
     Refusal { charged: Charged::Unknown, ..books_unavailable() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_token_cannot_keep_the_others_from_their_calls() {
+        let draws = OpenDraws::default();
+        let [greedy, other] = [PassId([1; 32]), PassId([2; 32])];
+        let mut open: Vec<_> = (0..OPEN_DRAWS_OF_PASS_MAX).map(|_| draws.open(greedy).expect("a call")).collect();
+        assert!(draws.open(greedy).is_none());
+        drop(draws.open(other).expect("another's call"));
+        open.pop();
+        open.push(draws.open(greedy).expect("the one that has ended"));
+        assert!(draws.open(greedy).is_none());
+        drop(open);
+        assert!(draws.0.lock().by_pass.is_empty() && draws.0.lock().all == 0);
+    }
+
+    #[test]
+    fn all_tokens_together_have_a_bound_too() {
+        let draws = OpenDraws::default();
+        let pass = |n: usize| PassId([u8::try_from(n / OPEN_DRAWS_OF_PASS_MAX).expect("a byte"); 32]);
+        let open: Vec<_> = (0..OPEN_DRAWS_MAX).map(|n| draws.open(pass(n)).expect("a call")).collect();
+        assert!(draws.open(PassId([255; 32])).is_none());
+        assert_eq!(open.len(), OPEN_DRAWS_MAX);
+    }
 }

@@ -187,13 +187,21 @@ impl Hold {
     }
 
     /// The caller left before any of the answer, and the upstream has done its work. A payment is good for another answer and is charged
-    /// once; calls that are given back would make that work free, so a pass has few of these.
+    /// once; a call that came back would have made that work free. Once this gateway stops, it may be we who left.
     pub(crate) fn abandoned(self) {
         let end = match &self.open {
-            Some((_, RunOf::Draw(_))) => RunEnd::BrokeOff,
-            Some((_, RunOf::Payment(_))) | None => RunEnd::Unserved,
+            Some((till, RunOf::Draw(_))) if !till.stopping.is_cancelled() => RunEnd::Delivered(None),
+            Some(_) | None => RunEnd::Unserved,
         };
         self.end(end);
+    }
+
+    /// The caller sent a part of their request, on which the upstream may have worked. A pass has few of these.
+    pub(crate) fn request_broke_off(self) {
+        match &self.open {
+            Some((_, RunOf::Draw(_))) => self.end(RunEnd::BrokeOff),
+            Some((_, RunOf::Payment(_))) | None => drop(self),
+        }
     }
 
     /// Tells the books in the background.

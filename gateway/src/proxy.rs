@@ -16,7 +16,7 @@ use crate::{
     client::{BadTarget, ClientInfo, Peer},
     counts::Outcome,
     server::Shared,
-    upstream::UpstreamError,
+    upstream::{Unanswered, UpstreamError},
     worker::Worker,
 };
 
@@ -78,7 +78,7 @@ pub(crate) async fn handle(worker: &Worker, peer: &Arc<Peer>, mut request: Reque
                 counts.add(route, Outcome::Free);
                 response.map(Body::Upstream)
             }
-            Err(error) => {
+            Err(Unanswered { error, .. }) => {
                 log_failure(&worker.shared.routes.routes()[route], &error);
                 let refusal = error.into();
                 counts.refused(route, &refusal);

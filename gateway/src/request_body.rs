@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -40,6 +40,8 @@ pub(crate) struct RequestBody {
 pub(crate) struct Progress {
     last_frame: Mutex<Instant>,
     failure: AtomicU8,
+    /// The upstream would read on, and the client sends nothing.
+    waits: AtomicBool,
 }
 
 /// Why a request's body ended early.
@@ -68,7 +70,11 @@ impl RequestBody {
         if inner.size_hint().lower() > limits.bytes_max {
             return Err(RequestBodyError::TooLarge);
         }
-        let progress = Arc::new(Progress { last_frame: Mutex::new(Instant::now()), failure: AtomicU8::new(0) });
+        let progress = Arc::new(Progress {
+            last_frame: Mutex::new(Instant::now()),
+            failure: AtomicU8::new(0),
+            waits: AtomicBool::new(false),
+        });
         let body = Self {
             inner: Some(inner),
             remaining: limits.bytes_max,
@@ -91,6 +97,12 @@ impl RequestBody {
         error
     }
 
+    fn waits(&self, waits: bool) {
+        if let Some(progress) = &self.progress {
+            progress.waits.store(waits, Ordering::Release);
+        }
+    }
+
     fn is_stalled(&mut self, context: &mut Context<'_>) -> bool {
         let timeout = self.idle_timeout;
         let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
@@ -101,6 +113,11 @@ impl RequestBody {
 impl Progress {
     pub(crate) fn last_frame(&self) -> Instant {
         *self.last_frame.lock()
+    }
+
+    /// Whether it is for the client's part that the request is not whole: a body that broke off, or is waited for.
+    pub(crate) fn is_broken_by_client(&self) -> bool {
+        self.failure().is_some() || self.waits.load(Ordering::Acquire)
     }
 
     pub(crate) fn failure(&self) -> Option<RequestBodyError> {
@@ -126,9 +143,13 @@ impl HttpBody for RequestBody {
             Poll::Pending if this.is_stalled(context) => {
                 return Poll::Ready(Some(Err(this.fail(RequestBodyError::Aborted))));
             }
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                this.waits(true);
+                return Poll::Pending;
+            }
             Poll::Ready(None) => {
                 this.inner = None;
+                this.waits(false);
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(error))) => {
@@ -144,6 +165,7 @@ impl HttpBody for RequestBody {
             }
         }
         this.idle = None;
+        this.waits(false);
         if let Some(progress) = &this.progress {
             *progress.last_frame.lock() = Instant::now();
         }

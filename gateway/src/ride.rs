@@ -17,7 +17,7 @@ use crate::{
     delivery::answer_headers,
     proxy::Inbound,
     till::Till,
-    upstream::{UpstreamBody, UpstreamError, Upstreams},
+    upstream::{BrokenBy, Unanswered, UpstreamBody, Upstreams},
 };
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -140,24 +140,28 @@ pub(crate) async fn call_upstream(
 ) -> Result<Served, Broken> {
     let Inbound { request, client, route: index, shared } = inbound;
     let (payment, route) = (named.payment, &shared.routes.routes()[index].id);
-    let response = upstreams.call(index, request, &client, &named.headers()).await.map_err(|error| {
-        let code = error.code();
-        warn!(%payment, %route, code, error = &error as &dyn std::error::Error, "upstream failed");
-        let by = if matches!(error, UpstreamError::RequestAborted) { BrokenBy::Caller } else { BrokenBy::Upstream };
-        Broken { status: error.status(), code, detail: error.to_string(), by }
-    })?;
+    let response =
+        upstreams.call(index, request, &client, &named.headers()).await.map_err(|Unanswered { error, by }| {
+            let code = error.code();
+            warn!(%payment, %route, code, error = &error as &dyn std::error::Error, "upstream failed");
+            Broken { status: error.status(), code, detail: error.to_string(), by }
+        })?;
     let small = response.body().size_hint().exact().is_some_and(|size| size <= till.answer_bytes_max);
     if !small {
         return Ok(Served::Streaming(response));
     }
     let (head, body) = response.into_parts();
+    let sent = body.request().cloned();
+    let broken = |status, code, detail: &str| {
+        Err(Broken { status, code, detail: detail.to_owned(), by: BrokenBy::of(sent.as_deref()) })
+    };
     match tokio::time::timeout(till.limits.answer_timeout, body.collect()).await {
         Ok(Ok(whole)) => Ok(Served::Whole(head, whole.to_bytes())),
         Ok(Err(error)) => {
             warn!(%payment, %route, error = &error as &dyn std::error::Error, "upstream broke off");
-            Err(Broken::new(502, "upstream_reset", "the upstream broke off in mid-answer"))
+            broken(502, "upstream_reset", "the upstream broke off in mid-answer")
         }
-        Err(_) => Err(Broken::new(504, "upstream_timeout", "the upstream's answer took too long")),
+        Err(_) => broken(504, "upstream_timeout", "the upstream's answer took too long"),
     }
 }
 
@@ -167,15 +171,6 @@ pub(crate) struct Broken {
     pub(crate) code: &'static str,
     pub(crate) detail: String,
     pub(crate) by: BrokenBy,
-}
-
-/// Who broke a run off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BrokenBy {
-    /// It failed, or nothing was sent to it.
-    Upstream,
-    /// They sent a part of their request.
-    Caller,
 }
 
 impl Broken {

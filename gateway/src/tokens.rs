@@ -82,7 +82,7 @@ enum Turned {
     Foreign(PassId),
     /// The pass's last calls are under way, for longer than we wait: 503.
     Busy,
-    /// Too many calls are under way in all: 503.
+    /// Too many calls are under way, of this pass or in all: 503.
     Full,
     /// The books did not answer: 503.
     Books(LedgerUnavailable),
@@ -186,7 +186,7 @@ impl Ask<'_> {
             pass,
             id,
             kept: self.key.is_some(),
-            _open: self.till.open_draws.open().ok_or(Turned::Full)?,
+            _open: self.till.open_draws.open(pass).ok_or(Turned::Full)?,
         };
         Ok(Hold::new(self.till, RunOf::Draw(Arc::new(call))))
     }

@@ -73,6 +73,36 @@ pub(crate) enum UpstreamError {
     RequestAborted,
 }
 
+/// A call without an answer.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) error: UpstreamError,
+    pub(crate) by: BrokenBy,
+}
+
+/// Who broke a call off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BrokenBy {
+    /// It failed, or nothing was sent to it.
+    Upstream,
+    /// They sent a part of their request, and not the rest.
+    Caller,
+}
+
+impl BrokenBy {
+    /// Of a request that went out, as far as its body came.
+    pub(crate) fn of(request: Option<&Progress>) -> Self {
+        if request.is_some_and(Progress::is_broken_by_client) { Self::Caller } else { Self::Upstream }
+    }
+}
+
+impl From<UpstreamError> for Unanswered {
+    /// Before anything was sent.
+    fn from(error: UpstreamError) -> Self {
+        Self { error, by: BrokenBy::Upstream }
+    }
+}
+
 impl UpstreamError {
     /// Stable, snake_case.
     pub(crate) const fn code(&self) -> &'static str {
@@ -136,7 +166,7 @@ impl Upstreams {
     /// Dropping the future or the body closes the upstream's connection if its answer was not read to the end.
     ///
     /// # Errors
-    /// [`UpstreamError`]. Nothing is sent twice unless nothing had been sent, or the method is safe (RFC 9110 §9.2.1), there is no body,
+    /// [`UpstreamError`], and whose fault it is. Nothing is sent twice unless nothing had been sent, or the method is safe (RFC 9110 §9.2.1), there is no body,
     /// and a kept connection was closed before it answered.
     pub(crate) async fn call(
         &self,
@@ -144,7 +174,7 @@ impl Upstreams {
         mut request: Request<Incoming>,
         client: &ClientInfo,
         extra: &[(HeaderName, HeaderValue)],
-    ) -> Result<Response<UpstreamBody>, UpstreamError> {
+    ) -> Result<Response<UpstreamBody>, Unanswered> {
         let origin = &self.by_route[route];
         let version = request.version();
         let upgrade = forward::request_headers(request.headers_mut(), version, client, self.tokens, extra)
@@ -152,19 +182,25 @@ impl Upstreams {
             .map(|_| hyper::upgrade::on(&mut request));
         let limits = self.request_limits[route];
         let (request, progress) = origin.prepare(request, client, limits)?;
-        let mut response = if origin.config.http2 {
+        let answered = if origin.config.http2 {
             // Boxed, as everything rare on this way: the future is kept, and moved, for every request of every connection.
-            Box::pin(send_h2(origin, request, progress.as_deref(), limits)).await?
+            Box::pin(send_h2(origin, request, progress.as_deref(), limits)).await
         } else {
-            send_h1(origin, request, progress.as_deref(), limits).await?
+            send_h1(origin, request, progress.as_deref(), limits).await
         };
+        let mut response = answered.map_err(|error| match error {
+            UpstreamError::Connect { .. } => error.into(),
+            error => Unanswered { by: BrokenBy::of(progress.as_deref()), error },
+        })?;
+        response.body_mut().answers(progress);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         match upgrade {
             Some(client_side) if switching => {
                 tunnel::open(&mut response, client_side, self.tunnel_idle_timeout, client)
             }
             None if switching => {
-                return Err(UpstreamError::BadResponse { source: "it switched protocols without being asked".into() });
+                let source = "it switched protocols without being asked".into();
+                return Err(UpstreamError::BadResponse { source }.into());
             }
             _ => forward::response_headers(response.headers_mut()),
         }

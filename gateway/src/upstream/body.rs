@@ -14,7 +14,7 @@ use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use tokio::time::Sleep;
 
 use super::pool::Origin;
-use crate::request_body::RequestBody;
+use crate::request_body::{Progress, RequestBody};
 
 /// An upstream's body. Dropped before its end, it closes its connection.
 pub(crate) struct UpstreamBody {
@@ -23,6 +23,8 @@ pub(crate) struct UpstreamBody {
     idle_timeout: Duration,
     /// Armed only while the upstream keeps us waiting.
     idle: Option<Pin<Box<Sleep>>>,
+    /// The body of the request that it answers, if that had one.
+    request: Option<Arc<Progress>>,
 }
 
 struct Lease {
@@ -51,11 +53,20 @@ impl UpstreamBody {
         // A connection that switches protocols is no connection of the pool any more.
         let sender = sender.filter(|_| status != StatusCode::SWITCHING_PROTOCOLS);
         let lease = sender.map(|sender| Lease { origin: origin.clone(), sender });
-        let mut body = Self { inner, lease, idle_timeout: origin.config.idle_timeout, idle: None };
+        let mut body = Self { inner, lease, idle_timeout: origin.config.idle_timeout, idle: None, request: None };
         if body.inner.is_end_stream() {
             body.end();
         }
         body
+    }
+
+    /// Watches the body of the request that it answers: an upstream may answer before it has read that.
+    pub(super) fn answers(&mut self, request: Option<Arc<Progress>>) {
+        self.request = request;
+    }
+
+    pub(crate) const fn request(&self) -> Option<&Arc<Progress>> {
+        self.request.as_ref()
     }
 
     fn end(&mut self) {

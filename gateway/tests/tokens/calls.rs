@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use reqwest::Method;
 
 use crate::{
-    kiosk::{Kiosk, Plan, authorization, counting, eventually, keyed, one},
+    kiosk::{Kiosk, Plan, REQUEST_BYTES_MAX, authorization, counting, eventually, keyed, one},
     support::{Upstream, patiently, raw_upstream, read_head, text, upstream},
 };
 
@@ -248,7 +248,7 @@ async fn a_caller_who_cuts_a_stream_off_has_had_the_call() {
 
 /// Whoever hangs up before each answer would have the upstream work for nothing.
 #[tokio::test]
-async fn a_caller_who_never_waits_for_the_answer_runs_out_of_calls() {
+async fn a_caller_who_does_not_wait_for_the_answer_has_had_the_call() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counter = calls.clone();
     let address = upstream(move |_| {
@@ -261,19 +261,70 @@ async fn a_caller_who_never_waits_for_the_answer_runs_out_of_calls() {
     .await;
     let kiosk = Plan::calls(1, format!("http://{address}")).open().await;
     let token = kiosk.buy("/paid/x").await;
-    for call in 1..=4 {
-        hang_up_after(&kiosk, "/paid/x", &token, "").await;
-        eventually(|| calls.load(Ordering::SeqCst) == call).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    hang_up_after(&kiosk, "/paid/x", &token, "").await;
+    eventually(|| calls.load(Ordering::SeqCst) == 1).await;
     kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
-    assert_eq!(calls.load(Ordering::SeqCst), 4, "three are forgiven");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// What becomes of a request's body after its first part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    HangsUp,
+    TooLong,
+    Silent,
 }
 
 /// Nor does it help to break the request off, once the upstream has begun to work on it.
 #[tokio::test]
 async fn a_caller_who_never_sends_the_whole_request_runs_out_of_calls() {
     use tokio::io::AsyncWriteExt as _;
+    // How long the upstream waits for the rest before it hangs up itself.
+    let (short, long) = (Duration::from_millis(50), Duration::from_secs(30));
+    for (rest, upstream_waits) in
+        [(Rest::HangsUp, long), (Rest::TooLong, long), (Rest::Silent, long), (Rest::Silent, short)]
+    {
+        let (url, calls) = reading_heads(upstream_waits).await;
+        let plan = Plan { response_timeout: Duration::from_millis(200), ..Plan::calls(1, url) };
+        let kiosk = plan.open().await;
+        let token = kiosk.buy("/paid/x").await;
+        let sent = token[AUTHORIZATION].to_str().unwrap();
+        let part = format!(
+            "POST /paid/x HTTP/1.1\r\nhost: x\r\nauthorization: {sent}\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+        );
+        for call in 1..=4 {
+            let mut tcp = tokio::net::TcpStream::connect(kiosk.gateway.address).await.unwrap();
+            tcp.write_all(part.as_bytes()).await.unwrap();
+            eventually(|| calls.load(Ordering::SeqCst) == call).await;
+            if rest == Rest::TooLong {
+                let size = usize::try_from(REQUEST_BYTES_MAX).unwrap();
+                tcp.write_all(format!("{size:x}\r\n{}\r\n", "x".repeat(size)).as_bytes()).await.unwrap();
+            }
+            if rest != Rest::HangsUp {
+                let head = patiently(read_head(&mut tcp)).await;
+                assert!(head.starts_with("HTTP/1.1 4") || head.starts_with("HTTP/1.1 5"), "{rest:?}: {head}");
+            }
+        }
+        kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
+        assert_eq!(calls.load(Ordering::SeqCst), 4, "three are forgiven: {rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_says_beforehand_that_it_is_too_long_costs_no_call() {
+    let (url, calls) = counting().await;
+    let kiosk = Plan::calls(1, url).open().await;
+    let token = kiosk.buy("/paid/x").await;
+    for _ in 0..5 {
+        let body = "x".repeat(usize::try_from(REQUEST_BYTES_MAX).unwrap() + 1);
+        let request = kiosk.client.post(kiosk.gateway.url("/paid/x")).headers(token.clone()).body(body);
+        assert_eq!(patiently(request.send()).await.unwrap().status(), 413);
+    }
+    assert_eq!((kiosk.get("/paid/x", &token).await.status, calls.load(Ordering::SeqCst)), (200, 1));
+}
+
+/// An upstream that reads heads alone, counts them, and hangs up after `patience`.
+async fn reading_heads(patience: Duration) -> (String, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
     let counter = calls.clone();
     let address = raw_upstream(move |mut tcp| {
@@ -281,20 +332,11 @@ async fn a_caller_who_never_sends_the_whole_request_runs_out_of_calls() {
         async move {
             read_head(&mut tcp).await;
             counter.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_secs(30)).await;
+            tokio::time::sleep(patience).await;
         }
     })
     .await;
-    let kiosk = Plan::calls(1, format!("http://{address}")).open().await;
-    let token = kiosk.buy("/paid/x").await;
-    let sent = token[AUTHORIZATION].to_str().unwrap();
-    let part = format!("POST /paid/x HTTP/1.1\r\nhost: x\r\nauthorization: {sent}\r\ncontent-length: 9\r\n\r\nhalf");
-    for call in 1..=4 {
-        let mut tcp = tokio::net::TcpStream::connect(kiosk.gateway.address).await.unwrap();
-        tcp.write_all(part.as_bytes()).await.unwrap();
-        eventually(|| calls.load(Ordering::SeqCst) == call).await;
-    }
-    kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
+    (format!("http://{address}"), calls)
 }
 
 #[tokio::test]

@@ -27,6 +27,9 @@ use crate::support::{self, Running, client, patiently, route, serve_with, text, 
 
 pub(crate) const NOW: Timestamp = Timestamp::from_unix_s(1_700_000_000);
 
+/// What its paid routes take of a request's body.
+pub(crate) const REQUEST_BYTES_MAX: u64 = 64;
+
 /// How its paid route sells.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -35,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) rails: Vec<RailName>,
     pub(crate) upstream: String,
     pub(crate) busy_wait: Duration,
+    /// How long its upstream may be silent.
+    pub(crate) response_timeout: Duration,
     /// How long its books take before a draw and its end, and after.
     pub(crate) slow: Duration,
 }
@@ -48,6 +53,7 @@ impl Plan {
             rails: vec![RailName::L402],
             upstream: upstream.into(),
             busy_wait: Duration::from_secs(3),
+            response_timeout: support::PATIENCE,
             slow: Duration::ZERO,
         }
     }
@@ -108,9 +114,12 @@ impl Kiosk {
         let x402 = Arc::new(ScriptedRail::new(ledger.clone(), clock.clone()));
         let offerings: Vec<Arc<dyn Offering>> = vec![x402.clone(), Arc::new(rail.clone())];
         let tariff = Arc::new(plan.tariff("paid", &offerings));
-        let paid = |matches: &str, tariff: &Arc<Tariff>| farebox_gateway::Route {
-            access: Access::Paid(tariff.clone()),
-            ..route(matches, &plan.upstream)
+        let paid = |matches: &str, tariff: &Arc<Tariff>| {
+            let mut paid = route(matches, &plan.upstream);
+            paid.access = Access::Paid(tariff.clone());
+            paid.upstream.response_timeout = plan.response_timeout;
+            paid.request_body_bytes_max = Some(REQUEST_BYTES_MAX);
+            paid
         };
         let other = Arc::new(plan.tariff("other", &offerings));
         let config = GatewayConfig {
