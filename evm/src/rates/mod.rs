@@ -223,7 +223,7 @@ impl Rates {
         entry.rate(self.clock.now())
     }
 
-    /// As [`Rates::begin`], without chains: rates that are read on one are not served.
+    /// Begins to read the rates where there are no chains: one that is read on a chain is not served. Needs a running tokio runtime.
     pub async fn begin_without_chains(self: &Arc<Self>) {
         self.begin(|_| None).await;
     }
