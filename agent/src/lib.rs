@@ -24,6 +24,7 @@ mod entry;
 mod error;
 mod journal;
 mod l402;
+mod next;
 mod pay;
 mod policy;
 mod request;

@@ -1,22 +1,21 @@
-//! Paying: hold the request, note what was signed, send it, send it again, and say what became of it.
+//! Presenting what was signed: send it, send it again, and say what became of it.
 
-use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
-use farebox_core::{Charged, EvmAddress, PaymentHash, PaymentId, RailName, Timestamp, TransactionId, Untrusted};
-use http::{HeaderMap, Method, StatusCode, header};
+use farebox_core::{Charged, EvmAddress, PaymentId, Timestamp, TransactionId, Untrusted};
+use http::{HeaderMap, StatusCode, header};
 use reqwest::Response;
 use tokio::time::Instant;
 
 use crate::{
-    agent::{Agent, Charge, Fetched, Hop, Note, PaymentMade, Started},
+    agent::{Agent, Charge, Fetched, Note, PaymentMade, Started},
     bill::{self, BILL_BODY_BYTES_MAX, Billed, SettlementWord},
     delivery,
     entry::{Authorization, Entry, Proof, SecretHeader, Standing},
-    error::{FetchError, RefusedOffer, RequestError, TransportError},
+    error::{FetchError, TransportError},
     journal::{Held, JournalError, Lock},
-    l402::{Begun as TokenBegun, Finished, L402Bill, LightningError},
+    l402::{Begun as TokenBegun, Finished},
     request::Replayable,
-    sign::{NotSigned, Signed},
     transfer::Begun,
     verdict::{Cure, Problem, Verdict, judge, retry_after},
 };
@@ -66,205 +65,14 @@ struct Again {
     receipt: Receipt,
 }
 
-/// What a fetch has tried for a request and need not try again.
-#[derive(Default)]
-pub(crate) struct Tried {
-    /// Held tokens that the seller does not take for it.
-    pub(crate) tokens: BTreeSet<PaymentHash>,
-    /// Why the wallet did not pay by Lightning: then another way is looked for.
-    pub(crate) lightning: Option<LightningError>,
-}
-
 impl Agent {
-    /// Goes on with a payment that is open in the journal, or with a token that is held; `None` if there is neither.
-    pub(crate) async fn resume(&self, request: &Replayable, started: Started) -> Result<Option<Fetched>, FetchError> {
-        if !self.parts.journal.has_open(&request.fingerprint()) && !self.may_draw(request).await? {
-            return Ok(None);
-        }
-        let held = self.hold(request, started).await?;
-        let mut tried = Tried::default();
-        let finished = match self.unfinished(&held, started).await? {
-            Some(entry) if self.is_set_aside(&entry) => return Ok(None),
-            Some(entry) => self.finish_again(request, &held, entry, started).await?,
-            None => match self.begin_draw(request, &held, None, &tried).await? {
-                Some(entry) => self.finish(request, &held, entry, Made::default(), started).await?,
-                None => return Ok(None),
-            },
-        };
-        match finished {
-            Finished::Answer(fetched) => Ok(Some(*fetched)),
-            Finished::Refused { token, billed: Some(billed) } => {
-                tried.tokens.insert(token);
-                Box::pin(self.pay_bill(request, &held, *billed, None, tried, started)).await.map(Some)
-            }
-            Finished::Refused { billed: None, .. } | Finished::NotPaid(_) => Ok(None),
-        }
-    }
-
-    /// Pays the bill, unless a payment for this request has been signed meanwhile: then that one is sent.
-    pub(crate) async fn pay(
-        &self,
-        request: &Replayable,
-        billed: Billed,
-        started: Started,
-    ) -> Result<Fetched, FetchError> {
-        let held = self.hold(request, started).await?;
-        let (mut tried, mut billed) = (Tried::default(), billed);
-        let before = match self.unfinished(&held, started).await? {
-            Some(entry) if !self.is_set_aside(&entry) => {
-                match self.finish_again(request, &held, entry, started).await? {
-                    Finished::Answer(fetched) => return Ok(*fetched),
-                    Finished::Refused { token, billed: newer } => {
-                        tried.tokens.insert(token);
-                        billed = newer.map_or(billed, |newer| *newer);
-                    }
-                    Finished::NotPaid(_) => {}
-                }
-                None
-            }
-            before => before,
-        };
-        Box::pin(self.pay_bill(request, &held, billed, before, tried, started)).await
-    }
-
-    /// Pays a bill in the first way that works: a held token, then the rails in their order. What came before is refused by the seller, and counts
-    /// as outstanding.
-    async fn pay_bill(
-        &self,
-        request: &Replayable,
-        held: &Arc<Held>,
-        mut billed: Billed,
-        mut before: Option<Entry>,
-        mut tried: Tried,
-        started: Started,
-    ) -> Result<Fetched, FetchError> {
-        let mut asks = self.waits();
-        let mut taken = None;
-        loop {
-            let (entry, made) = match self.begin(request, held, &mut billed, before.take(), &tried, started).await? {
-                Begins::With(entry, made) => (*entry, made),
-                Begins::Taken { entry, rule } => {
-                    before = entry.map(|entry| *entry);
-                    // Another bill, another row of waits: many requests of one agent may be shown one invoice, and pay in turn.
-                    let hash = billed.l402.as_deref().map(L402Bill::payment_hash);
-                    if std::mem::replace(&mut taken, hash) != hash {
-                        asks = self.waits();
-                    }
-                    let left = started.until.saturating_duration_since(Instant::now());
-                    let Some(wait) = asks.next().filter(|wait| *wait < left) else {
-                        return Err(FetchError::Policy(vec![rule]));
-                    };
-                    tokio::time::sleep(wait).await;
-                    match self.ask_again(request, started).await? {
-                        Ok(newer) => billed = newer,
-                        Err(fetched) => return Ok(fetched),
-                    }
-                    continue;
-                }
-            };
-            match self.finish(request, held, entry, made, started).await? {
-                Finished::Answer(fetched) => return Ok(*fetched),
-                Finished::Refused { token, billed: newer } => {
-                    tried.tokens.insert(token);
-                    billed = match newer {
-                        Some(newer) => *newer,
-                        None => match self.ask_again(request, started).await? {
-                            Ok(newer) => newer,
-                            Err(fetched) => return Ok(fetched),
-                        },
-                    };
-                }
-                Finished::NotPaid(error) => tried.lightning = Some(error),
-            }
-            before = held.load().await?;
-        }
-    }
-
-    /// Notes the next thing to try for a bill: a held token, or a payment.
-    async fn begin(
-        &self,
-        request: &Replayable,
-        held: &Arc<Held>,
-        billed: &mut Billed,
-        before: Option<Entry>,
-        tried: &Tried,
-        started: Started,
-    ) -> Result<Begins, FetchError> {
-        if before.is_none()
-            && let Some(entry) = self.begin_draw(request, held, billed.l402.as_deref(), tried).await?
-        {
-            return Ok(Begins::With(Box::new(entry), Made::default()));
-        }
-        let now = self.parts.clock.now();
-        let outstanding = before.as_ref().map(|entry| entry.outstanding(now, started.at)).unwrap_or_default();
-        let signed = match self.sign(request, billed, outstanding, tried, started).await {
-            Ok(signed) => signed,
-            Err(NotSigned::Taken(rule)) => return Ok(Begins::Taken { entry: before.map(Box::new), rule }),
-            Err(NotSigned::Failed(error)) => match &before {
-                None => return Err(error),
-                Some(entry) => {
-                    let reason = declined_reason(entry).unwrap_or_default();
-                    return Err(after_refusal(error, reason, entry.valid_until(now)));
-                }
-            },
-        };
-        let Signed { authorization, account, begun } = signed;
-        let entry = match before {
-            Some(mut entry) => {
-                entry.supersede(authorization);
-                entry
-            }
-            None => Entry::new(request.fingerprint(), &request.method, &request.url, authorization),
-        };
-        held.store(&entry).await?;
-        let (signatures, notes) = (1, std::mem::take(&mut billed.notes));
-        Ok(Begins::With(Box::new(entry), Made { signatures, notes, account, begun }))
-    }
-
-    /// Whether a held token may be good for the request. Only a hint, as it is looked at without the request's lock.
-    async fn may_draw(&self, request: &Replayable) -> Result<bool, FetchError> {
-        Ok(self.draws(request) && self.held_token(request, None, &BTreeSet::new()).await?.is_some())
-    }
-
-    /// Notes the use of a held token, if there is one that may be good.
-    async fn begin_draw(
-        &self,
-        request: &Replayable,
-        held: &Arc<Held>,
-        bill: Option<&L402Bill>,
-        tried: &Tried,
-    ) -> Result<Option<Entry>, FetchError> {
-        if !self.draws(request) {
-            return Ok(None);
-        }
-        let Some(token) = self.held_token(request, bill, &tried.tokens).await? else { return Ok(None) };
-        let authorization = self.draw(&token, self.idempotency_key(request)?);
-        let entry = Entry::new(request.fingerprint(), &request.method, &request.url, authorization);
-        held.store(&entry).await?;
-        Ok(Some(entry))
-    }
-
-    fn draws(&self, request: &Replayable) -> bool {
-        self.parts.policy.rails.contains(&RailName::L402) && request.method != Method::HEAD
-    }
-
-    /// Asks for another bill; the inner error is an answer that needs none.
-    async fn ask_again(&self, request: &Replayable, started: Started) -> Result<Result<Billed, Fetched>, FetchError> {
-        match self.ask(request, started, &mut 0).await? {
-            Hop::Bill(billed) => Ok(Ok(billed)),
-            Hop::Answer(response) => Ok(Err(Fetched { response, payment: None })),
-            // No redirect is left to follow.
-            Hop::Moved(_) => Err(RequestError::Redirect { reason: "redirected after a bill".to_owned() }.into()),
-        }
-    }
-
     /// Whether the seller refused it and the present policy would not pay it: it is not sent again, and counts as outstanding.
-    fn is_set_aside(&self, entry: &Entry) -> bool {
+    pub(crate) fn is_set_aside(&self, entry: &Entry) -> bool {
         declined_reason(entry).is_some() && self.parts.policy.judge(&entry.current.offer).is_err()
     }
 
     /// Goes on with what an earlier call signed.
-    async fn finish_again(
+    pub(crate) async fn finish_again(
         &self,
         request: &Replayable,
         held: &Arc<Held>,
@@ -291,14 +99,14 @@ impl Agent {
         self.parts.wallet.as_ref().map(|wallet| wallet.evm_address())
     }
 
-    async fn hold(&self, request: &Replayable, started: Started) -> Result<Arc<Held>, JournalError> {
+    pub(crate) async fn hold(&self, request: &Replayable, started: Started) -> Result<Arc<Held>, JournalError> {
         let wait = started.until.saturating_duration_since(Instant::now());
         Ok(Arc::new(self.parts.journal.hold(&request.fingerprint(), wait).await?))
     }
 
     /// What is signed for this request and not over: left by a crash or a lost answer, or finished by another agent while this
     /// call was under way, whose payment is this call's too.
-    async fn unfinished(&self, held: &Arc<Held>, started: Started) -> Result<Option<Entry>, JournalError> {
+    pub(crate) async fn unfinished(&self, held: &Arc<Held>, started: Started) -> Result<Option<Entry>, JournalError> {
         let now = self.parts.clock.now();
         match held.load().await? {
             Some(entry) if entry.is_over(now) || entry.is_past_redelivery(now) => held.file(&entry).await?,
@@ -310,7 +118,7 @@ impl Agent {
 
     /// Presents the entry's authorization until its outcome is clear. A crash at any point leaves the entry open, and its bytes
     /// are sent again.
-    async fn finish(
+    pub(crate) async fn finish(
         &self,
         request: &Replayable,
         held: &Arc<Held>,
@@ -565,19 +373,9 @@ pub(crate) struct Made {
     pub(crate) signatures: u32,
     pub(crate) notes: Vec<Note>,
     /// See [`Begun::account`].
-    account: Option<Lock>,
+    pub(crate) account: Option<Lock>,
     /// The invoice that was chosen just now.
-    begun: Option<TokenBegun>,
-}
-
-/// What is to be tried next for a bill.
-enum Begins {
-    With(Box<Entry>, Made),
-    /// The bill's invoice is paid for another request: another bill is needed. With the entry as it was.
-    Taken {
-        entry: Option<Box<Entry>>,
-        rule: RefusedOffer,
-    },
+    pub(crate) begun: Option<TokenBegun>,
 }
 
 enum Renewed {
@@ -612,7 +410,7 @@ pub(crate) fn speaks_of_money(status: StatusCode, headers: &HeaderMap) -> bool {
 
 /// What kept a second signature from being made is told together with the seller's refusal of the first, which it may yet
 /// charge.
-fn after_refusal(error: FetchError, reason: &str, valid_until: Option<Timestamp>) -> FetchError {
+pub(crate) fn after_refusal(error: FetchError, reason: &str, valid_until: Option<Timestamp>) -> FetchError {
     let reason = reason.to_owned();
     match error {
         FetchError::Policy(rules) => FetchError::Refused { reason, then: Some(rules), valid_until },
@@ -634,7 +432,7 @@ fn charged_payment(entry: &Entry) -> Option<PaymentId> {
     }
 }
 
-fn declined_reason(entry: &Entry) -> Option<&str> {
+pub(crate) fn declined_reason(entry: &Entry) -> Option<&str> {
     match &entry.current.standing {
         Standing::Declined { reason } => Some(reason),
         _ => None,
