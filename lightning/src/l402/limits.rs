@@ -8,10 +8,18 @@ use parking_lot::Mutex;
 /// The most clients that are told apart. A stranger with a whole IPv6 prefix has as many addresses as he likes: all that come when there is
 /// no room for another share one account.
 const CLIENTS_MAX: usize = 65_536;
+/// A site may have so many times what one client may: an IPv6 /48 is what a tunnel or a home is given, and has 65,536 networks.
+const SITE_TIMES: u32 = 4;
+/// For so long an invoice that is not paid keeps its client, and his site, out of the reserve.
+const UNPAID_FOR: Duration = Duration::from_secs(600);
 
 /// A client: an IPv4 address, or an IPv6 network of 64 bits, within which hosts change their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Client(u64);
+
+/// An IPv6 network of 48 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Site(u64);
 
 impl Client {
     /// What all share who came when there was no room for another.
@@ -24,22 +32,38 @@ impl Client {
             IpAddr::V6(v6) => Self(((u128::from(v6) >> 64) as u64).clamp(1 << 32, Self::THE_REST.0 - 1)),
         }
     }
+
+    fn site(self) -> Option<Site> {
+        (self != Self::THE_REST && self.0 >= 1 << 32).then_some(Site(self.0 >> 16))
+    }
 }
 
-/// The accounts of all clients, and the one that all of them share.
+/// The accounts of all clients and sites, and the one that all of them share. Half of that one is a reserve for those that have nothing
+/// unpaid, so that a few who never pay leave invoices for those who might.
 #[derive(Debug)]
 pub(crate) struct InvoiceLimits {
     accounts: Mutex<Accounts>,
     one: Allowance,
+    site: Allowance,
     all: Allowance,
     clients_max: usize,
 }
 
-/// When what was taken will have come back by itself.
 #[derive(Debug)]
 struct Accounts {
-    clients: HashMap<Client, Timestamp>,
+    clients: HashMap<Client, Account>,
+    sites: HashMap<Site, Account>,
     all: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    /// When what was taken will have come back by itself.
+    even_at: Timestamp,
+    /// Invoices that were made and not paid.
+    unpaid: u32,
+    /// When those are forgotten.
+    unpaid_until: Timestamp,
 }
 
 /// There is none left.
@@ -51,32 +75,31 @@ pub(crate) struct NoneLeft {
 impl InvoiceLimits {
     /// So many a minute for each client and for all together, 1 to 60,000; a quarter of them at once.
     pub(crate) fn new(one_per_minute: u32, all_per_minute: u32) -> Self {
+        let accounts = Accounts { clients: HashMap::new(), sites: HashMap::new(), all: Timestamp::from_unix_ms(0) };
         Self {
-            accounts: Mutex::new(Accounts { clients: HashMap::new(), all: Timestamp::from_unix_ms(0) }),
+            accounts: Mutex::new(accounts),
             one: Allowance::per_minute(one_per_minute),
+            site: Allowance::per_minute(one_per_minute.saturating_mul(SITE_TIMES)),
             all: Allowance::per_minute(all_per_minute),
             clients_max: CLIENTS_MAX,
         }
     }
 
-    /// Takes one from the client's account and from the common one, or from neither.
+    /// Takes one from the client's account, its site's and the common one, or from none of them.
     pub(crate) fn take(&self, client: Client, now: Timestamp) -> Result<(), NoneLeft> {
         let mut accounts = self.accounts.lock();
-        if accounts.clients.len() >= self.clients_max && !accounts.clients.contains_key(&client) {
-            accounts.forget_quiet(now);
-        }
+        accounts.make_room(client, self.clients_max, now);
         let client = accounts.slot(client, self.clients_max);
-        accounts.all = self.all.within(accounts.all, now);
-        let even_at = match accounts.clients.get_mut(&client) {
-            Some(even_at) => {
-                *even_at = self.one.within(*even_at, now);
-                *even_at
-            }
-            None => now,
-        };
-        let (one, all) = (self.one.take(even_at, now)?, self.all.take(accounts.all, now)?);
+        let one = accounts.clients.get(&client).copied().unwrap_or(Account::even(now));
+        let site = client.site().map(|site| (site, accounts.sites.get(&site).copied().unwrap_or(Account::even(now))));
+        let unpaid = one.has_unpaid(now) || site.is_some_and(|(_, site)| site.has_unpaid(now));
+        let one = one.one_more(self.one, now)?;
+        let site = site.map(|(site, account)| account.one_more(self.site, now).map(|account| (site, account)));
+        let site = site.transpose()?;
+        let at_once = if unpaid { self.all.at_once.div_ceil(2) } else { self.all.at_once };
+        accounts.all = self.all.take(accounts.all, at_once, now)?;
         accounts.clients.insert(client, one);
-        accounts.all = all;
+        accounts.sites.extend(site);
         Ok(())
     }
 
@@ -85,50 +108,84 @@ impl InvoiceLimits {
     pub(crate) fn give_back(&self, client: Client) {
         let mut accounts = self.accounts.lock();
         let client = accounts.slot(client, self.clients_max);
-        if let Some(even_at) = accounts.clients.get_mut(&client) {
-            *even_at = even_at.minus(self.one.each);
+        if let Some(account) = accounts.clients.get_mut(&client) {
+            account.one_less(self.one);
+        }
+        if let Some(account) = client.site().and_then(|site| accounts.sites.get_mut(&site)) {
+            account.one_less(self.site);
         }
         accounts.all = accounts.all.minus(self.all.each);
     }
 
     /// Forgets clients that owe nothing.
     pub(crate) fn forget_quiet(&self, now: Timestamp) {
-        self.accounts.lock().forget_quiet(now);
+        self.accounts.lock().retain(|account| account.even_at > now || account.has_unpaid(now));
     }
 }
 
 impl Accounts {
-    fn slot(&self, client: Client, clients_max: usize) -> Client {
-        let room = self.clients.len() < clients_max || self.clients.contains_key(&client);
-        if room { client } else { Client::THE_REST }
+    fn has_room(&self, client: Client, clients_max: usize) -> bool {
+        let site = client.site().is_none_or(|site| self.sites.len() < clients_max || self.sites.contains_key(&site));
+        site && (self.clients.len() < clients_max || self.clients.contains_key(&client))
     }
 
-    fn forget_quiet(&mut self, now: Timestamp) {
-        self.clients.retain(|_, even_at| *even_at > now);
+    fn slot(&self, client: Client, clients_max: usize) -> Client {
+        if self.has_room(client, clients_max) { client } else { Client::THE_REST }
+    }
+
+    /// Whoever may ask again goes, even if he has not paid: that costs the reserve a little, and nobody his limit.
+    fn make_room(&mut self, client: Client, clients_max: usize, now: Timestamp) {
+        if !self.has_room(client, clients_max) {
+            self.retain(|account| account.even_at > now);
+        }
+    }
+
+    fn retain(&mut self, kept: impl Fn(&Account) -> bool) {
+        self.clients.retain(|_, account| kept(account));
+        self.sites.retain(|_, account| kept(account));
     }
 }
 
-/// One taken puts off by `each` when the account is even; no further than `ahead_max` from now.
+impl Account {
+    const fn even(now: Timestamp) -> Self {
+        Self { even_at: now, unpaid: 0, unpaid_until: now }
+    }
+
+    /// Longer than we remember brings only a clock that was set back.
+    fn has_unpaid(&self, now: Timestamp) -> bool {
+        self.unpaid > 0 && self.unpaid_until > now && self.unpaid_until <= now.plus(UNPAID_FOR)
+    }
+
+    fn one_more(self, allowance: Allowance, now: Timestamp) -> Result<Self, NoneLeft> {
+        let even_at = allowance.take(self.even_at, allowance.at_once, now)?;
+        let unpaid = if self.has_unpaid(now) { self.unpaid.saturating_add(1) } else { 1 };
+        Ok(Self { even_at, unpaid, unpaid_until: now.plus(UNPAID_FOR) })
+    }
+
+    fn one_less(&mut self, allowance: Allowance) {
+        self.even_at = self.even_at.minus(allowance.each);
+        self.unpaid = self.unpaid.saturating_sub(1);
+    }
+}
+
+/// One taken puts off by `each` when the account is even; no further than `at_once` of them from now.
 #[derive(Clone, Copy, Debug)]
 struct Allowance {
     each: Duration,
-    ahead_max: Duration,
+    at_once: u32,
 }
 
 impl Allowance {
     fn per_minute(count: u32) -> Self {
-        let each = Duration::from_millis(60_000 / u64::from(count.clamp(1, 60_000)));
-        Self { each, ahead_max: each * (count / 4).max(1) }
+        let count = count.clamp(1, 60_000);
+        Self { each: Duration::from_millis(60_000 / u64::from(count)), at_once: (count / 4).max(1) }
     }
 
-    /// Further ahead than anybody can be brings only a clock that was set back: that must not shut anybody out.
-    fn within(self, even_at: Timestamp, now: Timestamp) -> Timestamp {
-        if even_at > now.plus(self.ahead_max) { now } else { even_at.max(now) }
-    }
-
-    fn take(self, even_at: Timestamp, now: Timestamp) -> Result<Timestamp, NoneLeft> {
+    fn take(self, even_at: Timestamp, at_once: u32, now: Timestamp) -> Result<Timestamp, NoneLeft> {
+        // Further ahead than anybody can be brings only a clock that was set back: that must not shut anybody out.
+        let even_at = if even_at > now.plus(self.each * self.at_once) { now } else { even_at.max(now) };
         let even_at = even_at.plus(self.each);
-        let wait = even_at.since(now.plus(self.ahead_max));
+        let wait = even_at.since(now.plus(self.each * at_once));
         if wait.is_zero() {
             return Ok(even_at);
         }
@@ -172,7 +229,7 @@ mod tests {
 
     #[test]
     fn invoices_that_are_paid_do_not_count() {
-        let limits = InvoiceLimits::new(60, 60);
+        let limits = InvoiceLimits::new(60, 120);
         for _ in 0..1_000 {
             assert_eq!(limits.take(client("192.0.2.1"), START), Ok(()));
             limits.give_back(client("192.0.2.1"));
@@ -208,10 +265,71 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_shuts_nobody_out() {
-        let limits = InvoiceLimits::new(60, 60);
+        let limits = InvoiceLimits::new(60, 120);
         assert_eq!(taken(&limits, "192.0.2.1", 100), 15);
         let earlier = START.minus(Duration::from_secs(86_400));
         let served = (0..100).filter(|_| limits.take(client("192.0.2.1"), earlier).is_ok()).count();
         assert_eq!(served, 15);
+    }
+
+    #[test]
+    fn an_ipv6_site_has_a_limit_too() {
+        let limits = InvoiceLimits::new(60, 60_000);
+        let served = (0..1_000).filter(|network| taken(&limits, &format!("2001:db8:7:{network:x}::1"), 1) == 1).count();
+        assert_eq!(served, 60, "four times a client's fifteen");
+        assert_eq!(taken(&limits, "2001:db8:8::1", 100), 15, "its neighbour has another account");
+        for _ in 0..60 {
+            limits.give_back(client("2001:db8:7:1::1"));
+        }
+        assert_eq!(taken(&limits, "2001:db8:7:ffff::1", 100), 15, "what was paid does not count");
+    }
+
+    #[test]
+    fn who_has_something_unpaid_leaves_half_to_others() {
+        let limits = InvoiceLimits::new(60_000, 40);
+        assert_eq!(taken(&limits, "192.0.2.1", 100), 5);
+        assert_eq!(taken(&limits, "192.0.2.2", 100), 1, "his second would be out of the reserve");
+        let served = (0..100).filter(|host| taken(&limits, &format!("198.51.100.{host}"), 1) == 1).count();
+        assert_eq!(served, 4);
+        limits.give_back(client("192.0.2.2"));
+        assert_eq!(taken(&limits, "192.0.2.2", 100), 1, "who pays may ask again");
+        let even = START.plus(Duration::from_secs(300));
+        assert_eq!(
+            (0..100).filter(|_| limits.take(client("192.0.2.1"), even).is_ok()).count(),
+            5,
+            "it is not forgotten soon"
+        );
+    }
+
+    #[test]
+    fn where_there_is_one_at_once_there_is_no_reserve() {
+        let limits = InvoiceLimits::new(60, 1);
+        for minute in 0..5 {
+            let now = START.plus(Duration::from_secs(60 * minute));
+            assert_eq!(limits.take(client("192.0.2.1"), now), Ok(()));
+        }
+    }
+
+    /// Ten minutes of 25 a second that nobody pays, each from another network, and an honest buyer each second, each at its own address.
+    fn honest_served(thief: impl Fn(u64) -> String) -> usize {
+        let limits = InvoiceLimits::new(30, 1_200);
+        let mut served = 0;
+        for tick in 0..25 * 600 {
+            let now = START.plus(Duration::from_millis(tick * 40));
+            let _ = limits.take(client(&thief(tick)), now);
+            if tick % 25 == 24 {
+                let (high, low) = (tick / 25 / 250, tick / 25 % 250);
+                served += usize::from(limits.take(client(&format!("198.51.{high}.{low}")), now).is_ok());
+            }
+        }
+        served
+    }
+
+    #[test]
+    fn floods_shut_out_nobody_who_has_nothing_unpaid() {
+        let check = |what: &str, thief: fn(u64) -> String| assert_eq!(honest_served(thief), 600, "{what}");
+        check("one IPv6 site", |tick| format!("2001:db8:7:{tick:x}::1"));
+        check("64 IPv6 sites", |tick| format!("2001:db8:{:x}:{tick:x}::1", tick % 64));
+        check("256 IPv4 addresses", |tick| format!("192.0.2.{}", tick % 256));
     }
 }
