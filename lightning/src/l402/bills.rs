@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Grant, PassId, PaymentHash, RouteId, Timestamp, TokenScope,
+    CallerId, Grant, PassId, PaymentHash, RouteId, Timestamp, TokenScope,
     ports::{BillAsk, NoBill, TokenBill},
 };
 use futures_util::future::{BoxFuture, Shared};
@@ -20,6 +20,8 @@ const MAKING_MAX: usize = 64;
 /// What a bill was made for. Two requests with the same may be shown the same invoice.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct BillKey {
+    caller: CallerId,
+    /// At whose expense it was made.
     client: Client,
     route: RouteId,
     amount_msat: u64,
@@ -38,6 +40,7 @@ impl BillKey {
             TokenScope::Request => Some(Sha256::digest(format!("{} {}", ask.method, ask.resource)).into()),
         };
         Self {
+            caller: ask.caller.clone(),
             client: Client::at(ask.client),
             route: ask.route.clone(),
             amount_msat,
@@ -224,6 +227,7 @@ mod tests {
 
     fn key(host: u8) -> Arc<BillKey> {
         Arc::new(BillKey {
+            caller: CallerId::new("caller"),
             client: Client::at([192, 0, 2, host].into()),
             route: RouteId::new("GET /x"),
             amount_msat: 1,

@@ -81,6 +81,22 @@ async fn an_ipv6_network_is_one_client_and_others_are_others() {
 }
 
 #[tokio::test]
+async fn callers_behind_one_proxy_are_shown_their_own_bills_within_the_limit_of_its_address() {
+    let shop = Shop::with(|config| config.unpaid_per_client_per_minute = 20);
+    let route = route();
+    let ask = async |caller: &str| shop.ask_behind(BUYER, caller, &route, "/x").await;
+    let one = ask("203.0.113.1").await.unwrap();
+    let other = ask("203.0.113.2").await.unwrap();
+    assert!(one.macaroon != other.macaroon && one.invoice.bolt11 != other.invoice.bolt11);
+    assert_eq!(ask("203.0.113.1").await.unwrap(), one);
+    let mut made = 2;
+    while ask(&format!("made up {made}")).await.is_ok() {
+        made += 1;
+    }
+    assert_eq!(made, 5, "anybody can make up callers");
+}
+
+#[tokio::test]
 async fn another_route_price_tier_grant_or_bound_request_has_another_invoice() {
     let shop = Shop::open();
     let ask = async |route: &Route, resource: &str| shop.ask(BUYER, route, resource).await.unwrap().pass;

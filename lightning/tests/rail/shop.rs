@@ -129,10 +129,21 @@ impl<N: LightningNode + 'static> Shop<N> {
 
     /// The client at `address` asks for `resource` of the route without paying.
     pub(crate) async fn ask(&self, address: &str, route: &Route, resource: &str) -> Result<Arc<TokenBill>, NoBill> {
+        self.ask_behind(address, "", route, resource).await
+    }
+
+    /// The client of which the proxy at `address` says `forwarded` asks for it.
+    pub(crate) async fn ask_behind(
+        &self,
+        address: &str,
+        forwarded: &str,
+        route: &Route,
+        resource: &str,
+    ) -> Result<Arc<TokenBill>, NoBill> {
         let client = address.parse::<IpAddr>().unwrap();
         let ask = BillAsk {
             client,
-            caller: &farebox_core::CallerId::from_address(client, b""),
+            caller: &farebox_core::CallerId::from_address(client, forwarded.as_bytes()),
             route: &route.id,
             method: "GET",
             resource,
