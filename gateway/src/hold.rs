@@ -102,7 +102,7 @@ impl RunOf {
     }
 
     /// Tells the books until they listen: a payer waits no longer for books that failed than until they answer again. Gives up on a payment
-    /// when its lease has ended it anyway; a call has nobody else, but the next start of this process.
+    /// when its lease has ended it anyway; a call has nobody else, but the next start of this process, which gives it back.
     pub(crate) async fn end_in_books(self, till: Arc<Till>, end: RunEnd) {
         let give_up = Instant::now() + till.limits.lease;
         loop {
@@ -114,11 +114,7 @@ impl RunOf {
                 Ok(()) => return,
                 Err(error @ RecordError::Unavailable(_)) if in_time => {
                     debug!(run = %self, error = &error as &dyn std::error::Error, "the end of a run is told again");
-                    tokio::select! {
-                        () = tokio::time::sleep(END_PAUSE) => {}
-                        // The next start ends what this process was at.
-                        () = till.stopping.cancelled() => return,
-                    }
+                    tokio::time::sleep(END_PAUSE).await;
                 }
                 Err(error) => {
                     debug!(run = %self, error = &error as &dyn std::error::Error, "run not ended in the books; its lease will be");
@@ -233,8 +229,8 @@ impl Hold {
     }
 
     fn tell(&mut self, end: RunEnd) {
-        if let (Some((till, run)), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(run.end_in_books(till, end));
+        if let Some((till, run)) = self.open.take() {
+            till.clone().ends.tell(run.end_in_books(till, end));
         }
     }
 }

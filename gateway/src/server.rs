@@ -34,7 +34,7 @@ use crate::{
     quotes::Quotes,
     reconciler, repricer,
     request_body::RequestBodyLimits,
-    till::Till,
+    till::{Ends, Till},
     tls,
     upstream::Upstreams,
     worker::{Accepted, Worker},
@@ -46,7 +46,10 @@ const BACKLOG: i32 = 4096;
 /// Pause after a failed accept: out of file descriptors, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the books may take for the last refusals when the gateway stops.
+/// How long the books may take, when the gateway stops, for the ends of runs that it has cut off.
+const LAST_ENDS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// And after that for the last refusals.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What stands behind the gateway.
@@ -221,7 +224,8 @@ impl Gateway {
         Watch(self.shared.clone())
     }
 
-    /// Serves until `shutdown`, then stops accepting, lets what is in flight finish within `drain_timeout`, and returns.
+    /// Serves until `shutdown`, then stops accepting, lets what is in flight finish within `drain_timeout`, writes into the books what
+    /// that has cut off (at most 5 s, and 5 s for the last refusals), and returns.
     ///
     /// Dropped, it closes the listeners and drains in the background.
     ///
@@ -256,6 +260,7 @@ impl Gateway {
         let joined =
             tokio::task::spawn_blocking(move || threads.into_iter().map(JoinHandle::join).all(|end| end.is_ok()));
         let joined = joined.await;
+        self.shared.till.ends.finish(LAST_ENDS_TIMEOUT).await;
         writing.finish().await;
         match joined {
             Ok(true) => Ok(()),
@@ -424,6 +429,7 @@ fn till(config: &GatewayConfig, ports: Ports, counts: Counts) -> Till {
         refused: Arc::default(),
         counts,
         stopping: CancellationToken::new(),
+        ends: Ends::here(),
     }
 }
 

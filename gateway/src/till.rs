@@ -6,7 +6,9 @@ use farebox_core::{
     Credential, DrawId, InstanceId, PaymentId, RequestId,
     ports::{Clock, Entropy, Ledger, Offering, Rail},
 };
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
 
 use crate::{
     counts::Counts, draws::OpenDraws, lookups::LookupLimit, marked::MarkedPayers, places::Places, quotes::Quotes,
@@ -74,8 +76,49 @@ pub(crate) struct Till {
     pub(crate) refused: Arc<Refused>,
     /// What became of requests.
     pub(crate) counts: Counts,
-    /// Cancelled when the gateway begins to stop: what is only tidied up is left to the next start.
+    /// Cancelled when the gateway begins to stop.
     pub(crate) stopping: CancellationToken,
+    /// Ends of runs on their way into the books.
+    pub(crate) ends: Ends,
+}
+
+/// What tells the books of runs that nobody waits for: not on a worker's runtime, whose end may be what ended the run.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    runtime: Handle,
+    telling: TaskTracker,
+    /// Cancelled when the books are told no more: the rest is left to the next start.
+    given_up: CancellationToken,
+}
+
+impl Ends {
+    /// On the runtime of the caller.
+    pub(crate) fn here() -> Self {
+        Self { runtime: Handle::current(), telling: TaskTracker::new(), given_up: CancellationToken::new() }
+    }
+
+    pub(crate) fn tell(&self, end: impl Future<Output = ()> + Send + 'static) {
+        let given_up = self.given_up.clone();
+        let telling = async move {
+            tokio::select! {
+                () = end => {}
+                () = given_up.cancelled_owned() => {}
+            }
+        };
+        self.telling.spawn_on(telling, &self.runtime);
+    }
+
+    /// Waits until the books have all of them, for as long as `patience`.
+    pub(crate) async fn finish(&self, patience: Duration) {
+        self.telling.close();
+        if tokio::time::timeout(patience, self.telling.wait()).await.is_err() {
+            warn!(
+                left = self.telling.len(),
+                "the ends of calls are not in the books: they are as calls that were cut off by a crash"
+            );
+        }
+        self.given_up.cancel();
+    }
 }
 
 impl Till {

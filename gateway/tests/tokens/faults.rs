@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     kiosk::{Got, Kiosk, Plan, counting, keyed},
-    support::{raw_upstream, read_head},
+    support::{patiently, raw_upstream, read_head},
 };
 
 /// An upstream that says these bytes on its first connections, each once, and then `ok`.
@@ -171,4 +171,50 @@ async fn a_crash_at_any_moment_leaves_the_call_or_its_answer_and_never_both_twic
             assert_eq!(kiosk.ledger.payments().len(), 1);
         }
     }
+}
+
+/// Else whoever holds streams open would have them again after every deployment.
+#[tokio::test]
+async fn a_stream_that_a_stopping_gateway_cuts_off_is_in_the_books_before_it_ends() {
+    let (url, calls) = half_a_stream().await;
+    let kiosk = Plan { slow: Duration::from_millis(200), ..Plan::calls(1, url) }.open().await;
+    let token = kiosk.buy("/paid/x").await;
+    let request = kiosk.client.get(kiosk.gateway.url("/paid/x")).headers(token.clone());
+    let mut stream = patiently(request.send()).await.unwrap();
+    assert_eq!(patiently(stream.chunk()).await.unwrap().unwrap(), "half");
+    let kiosk = kiosk.stop_and_start("2").await;
+    assert!(patiently(stream.chunk()).await.is_err());
+    kiosk.get("/paid/x", &token).await.check(402, "token_spent", "after_payment", "false");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn books_that_never_listen_do_not_keep_a_gateway_from_its_end() {
+    let (url, _) = half_a_stream().await;
+    let kiosk = Plan::calls(1, url).open().await;
+    let token = kiosk.buy("/paid/x").await;
+    let mut stream = patiently(kiosk.client.get(kiosk.gateway.url("/paid/x")).headers(token).send()).await.unwrap();
+    assert_eq!(patiently(stream.chunk()).await.unwrap().unwrap(), "half");
+    for nth in 0..100 {
+        kiosk.ledger.plan(nth, Fault::FailBefore);
+    }
+    kiosk.gateway.ended().await;
+}
+
+/// An upstream that begins a stream, and says nothing more.
+async fn half_a_stream() -> (String, Arc<AtomicUsize>) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let address = raw_upstream(move |mut tcp| {
+        let counter = counter.clone();
+        async move {
+            read_head(&mut tcp).await;
+            counter.fetch_add(1, Ordering::SeqCst);
+            let head = "HTTP/1.1 200 ok\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+    })
+    .await;
+    (format!("http://{address}"), calls)
 }

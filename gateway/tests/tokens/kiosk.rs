@@ -16,7 +16,7 @@ use farebox_core::{
     PassId, Pricing, RailName, RouteId, SettleWhen, Tariff, Timestamp, Token, TokenScope, TokenTerms,
     ports::{LedgerUnavailable, NewsCursor, NewsRead, NotedNews, Offering, TokenBooks, TokenFilter, offers_by},
 };
-use farebox_gateway::{AdmissionLimits, GatewayConfig, Ports, Tokens};
+use farebox_gateway::{AdmissionLimits, GatewayConfig, Limits, Ports, Tokens};
 use farebox_testkit::{ManualClock, MemoryLedger, ScriptedRail, ScriptedTokens, SeededEntropy};
 use farebox_wire::l402::{self, Identifier};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
@@ -133,6 +133,7 @@ impl Kiosk {
                 invoice_timeout: Duration::from_millis(200),
                 ..AdmissionLimits::default()
             },
+            limits: Limits { drain_timeout: Duration::from_millis(100), ..Limits::default() },
             ..support::config(&[])
         };
         let ports = Ports {
@@ -153,6 +154,14 @@ impl Kiosk {
 
     /// The next process on the same books, as after a kill -9.
     pub(crate) async fn restart(self, instance: &str) -> Self {
+        let ledger = Arc::new(self.ledger.restarted(InstanceId::new(instance)));
+        let rail = self.rail.restarted(ledger.clone());
+        Self::serve(self.plan, ledger, rail, self.clock, instance).await
+    }
+
+    /// The next process on the same books, after this one was told to stop and did.
+    pub(crate) async fn stop_and_start(self, instance: &str) -> Self {
+        self.gateway.ended().await;
         let ledger = Arc::new(self.ledger.restarted(InstanceId::new(instance)));
         let rail = self.rail.restarted(ledger.clone());
         Self::serve(self.plan, ledger, rail, self.clock, instance).await
