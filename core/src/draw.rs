@@ -12,6 +12,13 @@ use crate::{
 /// upstream to break off just before the end has had nearly all of it.
 pub const BROKEN_DRAWS_MAX: u32 = 3;
 
+/// Answers of one pass that are kept at a time. Who bought time has as many calls as he can make in it, each with a key of its own: without a
+/// limit their answers would fill the disk.
+pub const KEPT_ANSWERS_MAX: u64 = 128;
+
+/// Bytes of the bodies of all answers of one pass that are kept at a time: 1 MiB.
+pub const KEPT_BODY_BYTES_MAX: u64 = 1024 * 1024;
+
 /// A wish to make a call with a pass.
 #[derive(Clone, Debug)]
 pub struct Draw {
@@ -31,8 +38,9 @@ pub struct Draw {
     pub request: RequestId,
     /// The drawing process.
     pub holder: InstanceId,
-    /// For how long that process is believed to be at it, from `now` on: longer than the longest request. A draw that is not ended by then
-    /// is returned when its call is wanted.
+    /// For how long other processes believe that it is at it, from `now` on: longer than the longest request. A draw that is not ended by then
+    /// is returned when another process wants its call. The process itself knows what it is at, and ends its draws itself: a stream may be
+    /// held for longer than any lease, and its caller has had the call.
     pub lease: Duration,
     /// Now.
     pub now: Timestamp,
@@ -119,7 +127,7 @@ impl DrawPermit {
 pub enum Drawn {
     /// Run the upstream.
     Granted(DrawPermit),
-    /// This `Idempotency-Key` has had its answer, and here it is again; `None` if it was too large to keep.
+    /// This `Idempotency-Key` has had its answer, and here it is again; `None` if it was not kept: too large, or one too many.
     Replayed {
         /// The payment that bought the pass.
         payment: PassPayment,
@@ -147,7 +155,7 @@ pub enum Drawn {
 pub enum DrawEnd {
     /// The caller has the answer; durable before its last byte goes out.
     Delivered {
-        /// The answer, if there was a key and it was small enough to keep.
+        /// The answer, if there was a key and it was small enough to keep. It is kept as [`KeptAnswers`] says.
         answer: Option<Answer>,
     },
     /// The call was not made, or its answer broke off before anything went out: it is the holder's again.
@@ -188,6 +196,26 @@ pub enum KeyUse {
     Delivered,
 }
 
+/// The answers of one pass that are kept now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptAnswers {
+    /// How many; keys whose answers were not kept do not count.
+    pub answers: u64,
+    /// What their bodies hold together, bytes.
+    pub body_bytes: u64,
+}
+
+impl KeptAnswers {
+    /// What is stored under the key of a delivered call: its answer while there is room, and else nothing but that the key was used.
+    #[must_use]
+    pub fn room_for<'a>(&self, answer: Option<&'a Answer>) -> Option<&'a Answer> {
+        answer.filter(|answer| {
+            let body_bytes = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
+            self.answers < KEPT_ANSWERS_MAX && self.body_bytes.saturating_add(body_bytes) <= KEPT_BODY_BYTES_MAX
+        })
+    }
+}
+
 /// What a ledger does with a wish to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrawRuling {
@@ -200,8 +228,8 @@ pub enum DrawRuling {
     Look,
     /// [`Drawn::Replayed`].
     Replay,
-    /// No call is left, or the key's call is under way. Return the draws of this pass whose lease is over; if there were any, ask again. If not,
-    /// it is [`Drawn::Busy`] while any is under way, and else [`Drawn::Spent`].
+    /// No call is left, or the key's call is under way. Return the draws of this pass that other processes hold and whose lease is over; if
+    /// there were any, ask again. If not, it is [`Drawn::Busy`] while any is under way, and else [`Drawn::Spent`].
     NoneLeft,
     /// [`Drawn::Foreign`].
     Foreign,
@@ -313,6 +341,16 @@ mod tests {
         let hour = PassAccount { grant: Grant::For(Duration::from_secs(3600)), used: u32::MAX, ..account() };
         assert_eq!(hour.rule(KeyUse::NoKey, NOW), DrawRuling::Look);
         assert_eq!(hour.rule(KeyUse::New, NOW), DrawRuling::Take { left: None }, "its answer is kept, so it is noted");
+    }
+
+    #[test]
+    fn an_answer_is_kept_while_its_pass_has_room() {
+        let answer = |bytes| Answer { status: 200, headers: Vec::new(), body: vec![b'x'; bytes] };
+        let room =
+            |answers, body_bytes, bytes| KeptAnswers { answers, body_bytes }.room_for(Some(&answer(bytes))).is_some();
+        assert!(room(0, 0, 1024 * 1024) && room(127, 1024 * 1024, 0) && room(127, 1024 * 1024 - 5, 5));
+        assert!(!room(128, 0, 0) && !room(0, 1, 1024 * 1024) && !room(1, u64::MAX, 5));
+        assert_eq!(KeptAnswers::default().room_for(None), None);
     }
 
     #[test]

@@ -30,8 +30,8 @@ pub use credential::{
     TransferAuthorization, X402Credential, X402Version,
 };
 pub use draw::{
-    BROKEN_DRAWS_MAX, Draw, DrawEnd, DrawId, DrawPermit, DrawRuling, Drawn, KeyUse, PaidBefore, PassAccount,
-    PassPayment,
+    BROKEN_DRAWS_MAX, Draw, DrawEnd, DrawId, DrawPermit, DrawRuling, Drawn, KEPT_ANSWERS_MAX, KEPT_BODY_BYTES_MAX,
+    KeptAnswers, KeyUse, PaidBefore, PassAccount, PassPayment,
 };
 pub use id::{CallerId, InstanceId, LaneKey, PaymentId, PaymentIdError, ProofId, RequestId, RouteId, TransactionId};
 pub use lightning::{BitcoinNetwork, Invoice, InvoiceNews, InvoiceState, PaymentHash, Preimage};
@@ -44,7 +44,10 @@ pub use payment::{
 pub use receipt::Receipt;
 pub use refusal::{Charged, Refusal, Retry};
 pub use tariff::{Access, FeeTerms, LiveOffers, OfferBoard, Pricing, SettleWhen, Tariff};
-pub use text::Untrusted;
+pub use text::{Untrusted, shortened};
 pub use time::Timestamp;
-pub use token::{Grant, L402Token, Macaroon, NewToken, PassId, RootKey, SoldToken, Token, TokenScope, TokenTerms};
+pub use token::{
+    Grant, L402Token, Macaroon, NewToken, PassId, RootKey, SOLD_RESOURCE_BYTES_MAX, SoldToken, Token, TokenScope,
+    TokenTerms,
+};
 pub use transfer::{PaymentCode, TransferCredential};

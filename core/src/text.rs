@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::CredentialDigest;
+
 /// The most characters of a stranger's text that we ever print.
 const PRINTED_CHARS_MAX: usize = 120;
 
@@ -47,9 +49,29 @@ impl fmt::Debug for Untrusted {
     }
 }
 
+/// A path and query short enough to store: at most `bytes_max` bytes of it, and what tells it from others that begin alike.
+#[must_use]
+pub fn shortened(resource: String, bytes_max: usize) -> String {
+    if resource.len() <= bytes_max {
+        return resource;
+    }
+    let cut = (0..=bytes_max).rev().find(|at| resource.is_char_boundary(*at)).unwrap_or(0);
+    let digest = CredentialDigest::of(&[resource.as_bytes()]);
+    format!("{}…#{digest:?}", &resource[..cut])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_resource_keeps_its_beginning_and_differs_from_others_that_begin_alike() {
+        let long = |end| format!("/{}{end}", "é".repeat(30));
+        let cut = shortened(long("a"), 10);
+        assert!(cut.starts_with("/éééé…#") && cut.len() < 100, "{cut}");
+        assert_ne!(cut, shortened(long("b"), 10));
+        assert_eq!(shortened("/éé".to_owned(), 5), "/éé");
+    }
 
     #[test]
     fn control_characters_are_escaped_and_long_text_is_cut() {

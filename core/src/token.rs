@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::{
     Amount, AssetId, Binding, CallerId, Credential, Delivery, Finality, Invoice, InvoiceCredential, InvoiceNews,
     InvoiceState, Network, Payer, Payment, PaymentId, PaymentState, Preimage, Price, ProofId, RailName, RequestId,
-    RouteId, Timestamp, TransactionId,
+    RouteId, Timestamp, TransactionId, text::shortened,
 };
 
 /// A pass by the digest that names it: for an L402 token SHA-256 of its identifier. Never the secret itself.
@@ -173,6 +173,9 @@ pub struct Token {
     pub revoked_at: Option<Timestamp>,
 }
 
+/// Bytes of a path and query that the books keep of the request that asked for an invoice: nobody has paid for them yet.
+pub const SOLD_RESOURCE_BYTES_MAX: usize = 512;
+
 /// [`NewToken`] as it is read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SoldToken {
@@ -190,7 +193,7 @@ pub struct SoldToken {
     pub route: RouteId,
     /// The method of the request that asked.
     pub method: String,
-    /// Its canonical path, and the query as sent.
+    /// Its canonical path, and the query as sent; of more than [`SOLD_RESOURCE_BYTES_MAX`] bytes the beginning, and a digest of it all.
     pub resource: String,
     /// The request that asked.
     pub request: RequestId,
@@ -210,7 +213,7 @@ impl From<NewToken> for SoldToken {
             node: new.node,
             route: new.route,
             method: new.method,
-            resource: new.resource,
+            resource: shortened(new.resource, SOLD_RESOURCE_BYTES_MAX),
             request: new.request,
             grant: new.grant,
             valid_until: new.valid_until,

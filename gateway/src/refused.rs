@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use farebox_core::{AuditEntry, AuditOutcome, AuditSubject, CredentialDigest, Timestamp, ports::Ledger};
+use farebox_core::{AuditEntry, AuditOutcome, AuditSubject, Timestamp, ports::Ledger, shortened};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -95,7 +95,7 @@ struct Folded {
 impl Refused {
     /// Notes a refusal: the first of its kind at once, its repeats of the next minute as one.
     pub(crate) fn note(&self, subject: AuditSubject, reason: Cow<'static, str>, at: Timestamp) {
-        let subject = AuditSubject { resource: shortened(subject.resource), ..subject };
+        let subject = AuditSubject { resource: shortened(subject.resource, RESOURCE_BYTES_MAX), ..subject };
         let mut entry = AuditEntry { at, outcome: AuditOutcome::Rejected, reason: Some(reason), subject, count: 1 };
         let mut key = FoldKey::of(&entry);
         let mut pending = self.pending.lock();
@@ -184,16 +184,6 @@ impl Refused {
         pending.waiting = entries;
         self.count_dropped(over as u64);
     }
-}
-
-/// At most [`RESOURCE_BYTES_MAX`] bytes of it, and what tells it from others that begin alike.
-fn shortened(resource: String) -> String {
-    if resource.len() <= RESOURCE_BYTES_MAX {
-        return resource;
-    }
-    let cut = (0..=RESOURCE_BYTES_MAX).rev().find(|at| resource.is_char_boundary(*at)).unwrap_or(0);
-    let digest = CredentialDigest::of(&[resource.as_bytes()]);
-    format!("{}…#{digest:?}", &resource[..cut])
 }
 
 #[cfg(test)]

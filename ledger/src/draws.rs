@@ -3,7 +3,7 @@
 
 use farebox_core::{
     Answer, AuditEntry, Binding, CallerId, CredentialDigest, Draw, DrawEnd, DrawId, DrawPermit, DrawRuling, Drawn,
-    Grant, InstanceId, InvoiceState, KeyUse, Network, PaidBefore, PassAccount, PassId, PassPayment, Payer,
+    Grant, InstanceId, InvoiceState, KeptAnswers, KeyUse, Network, PaidBefore, PassAccount, PassId, PassPayment, Payer,
     PaymentEvent, PaymentHash, PaymentId, Timestamp,
 };
 use rusqlite::{Connection, Row, params};
@@ -58,7 +58,7 @@ pub(crate) fn draw(connection: &Connection, draw: &Draw) -> Result<Drawn, StoreE
     }
     let mut key = key_use(connection, pass.sequence, draw)?;
     let mut ruling = pass.account.rule(key.told, draw.now);
-    if ruling == DrawRuling::NoneLeft && return_lapsed(connection, draw.pass, &mut pass, draw.now)? {
+    if ruling == DrawRuling::NoneLeft && return_lapsed(connection, draw, &mut pass)? {
         key = key_use(connection, pass.sequence, draw)?;
         ruling = pass.account.rule(key.told, draw.now);
     }
@@ -155,13 +155,14 @@ fn insert(connection: &Connection, token: i64, draw: &Draw) -> Result<(), StoreE
     Ok(())
 }
 
-/// Takes back the draws of a pass that nobody can be at any more. Whether there were any.
-fn return_lapsed(connection: &Connection, id: PassId, pass: &mut Pass, now: Timestamp) -> Result<bool, StoreError> {
-    let sql = "DELETE FROM draws WHERE token = ?1 AND lease_until <= ?2";
-    let lapsed = connection.prepare_cached(sql)?.execute(params![pass.sequence, Unsigned::from(now)])?;
+/// Takes back the draws of a pass that other processes have left lying. Whether there were any.
+fn return_lapsed(connection: &Connection, draw: &Draw, pass: &mut Pass) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM draws WHERE token = ?1 AND lease_until <= ?2 AND holder <> ?3";
+    let by = params![pass.sequence, Unsigned::from(draw.now), draw.holder.as_str()];
+    let lapsed = connection.prepare_cached(sql)?.execute(by)?;
     let lapsed = u32::try_from(lapsed).unwrap_or(u32::MAX);
     if lapsed > 0 {
-        pass.account = give_back(connection, id, lapsed, now)?;
+        pass.account = give_back(connection, draw.pass, lapsed, draw.now)?;
     }
     Ok(lapsed > 0)
 }
@@ -232,7 +233,8 @@ pub(crate) fn end(
         deliver(connection, payment, by, now)?;
     }
     if let Some(Some((key, called_for))) = ended {
-        keep_answer(connection, pass.sequence, (&key, called_for), answer.as_ref(), answers_until)?;
+        let answer = kept_answers(connection, pass.sequence, now)?.room_for(answer.as_ref());
+        keep_answer(connection, pass.sequence, (&key, called_for), answer, answers_until)?;
         prune_answers(connection, now, PRUNED_PER_WRITE)?;
     }
     Ok(())
@@ -248,6 +250,15 @@ fn deliver(connection: &Connection, id: PaymentId, by: &InstanceId, now: Timesta
         query::update(connection, &payment)?;
     }
     Ok(())
+}
+
+fn kept_answers(connection: &Connection, token: i64, now: Timestamp) -> Result<KeptAnswers, StoreError> {
+    let sql = "SELECT count(*), coalesce(sum(length(body)), 0) FROM draw_answers \
+               WHERE token = ?1 AND status IS NOT NULL AND expires_at > ?2";
+    let mut statement = connection.prepare_cached(sql)?;
+    let (answers, body_bytes) =
+        statement.query_row(params![token, Unsigned::from(now)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(KeptAnswers { answers, body_bytes })
 }
 
 fn keep_answer(

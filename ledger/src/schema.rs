@@ -257,6 +257,7 @@ CREATE TABLE draw_answers (
     CHECK ((status IS NULL) = (headers IS NULL) AND (status IS NULL) = (body IS NULL))
 ) STRICT;
 CREATE INDEX draw_answers_expiry ON draw_answers (expires_at);
+CREATE INDEX draw_answers_kept ON draw_answers (token, expires_at) WHERE status IS NOT NULL;
 
 CREATE TABLE news_cursors (
     node   TEXT NOT NULL PRIMARY KEY,

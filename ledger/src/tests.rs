@@ -3,12 +3,12 @@
 use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Answer, Claim, Claimed, Delivery, Drawn, Finality, Grant, InstanceId, LaneKey, PaymentEvent, StoredTransaction,
-    Timestamp, TransactionFate, TransactionId,
-    ports::{Ledger as _, PaymentFilter, TokenBooks as _, TransactionStore as _},
+    Answer, Claim, Claimed, Delivery, Drawn, Finality, Grant, InstanceId, InvoiceNews, LaneKey, PaymentEvent,
+    PaymentId, StoredTransaction, Timestamp, TransactionFate, TransactionId,
+    ports::{Ledger as _, NotedNews, PaymentFilter, TokenBooks as _, TokenFilter, TransactionStore as _},
     verify_audit,
 };
-use farebox_testkit::{test_claim, test_draw, test_pass, test_token};
+use farebox_testkit::{test_claim, test_draw, test_pass, test_preimage, test_token};
 use tempfile::TempDir;
 
 use crate::{AssetName, OpenError, SqliteLedger, SqliteOptions, SqliteReader, revoke_token, schema};
@@ -345,6 +345,11 @@ fn hot_queries_use_an_index() {
             "sqlite_autoindex_draw_answers_1",
         ),
         ("SELECT sequence FROM draw_answers WHERE expires_at <= ?1 LIMIT 9", "draw_answers_expiry"),
+        (
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM draw_answers \
+             WHERE token = ?1 AND status IS NOT NULL AND expires_at > ?2",
+            "draw_answers_kept",
+        ),
         ("SELECT hash FROM transactions WHERE hash = ?1", "sqlite_autoindex_transactions_1"),
         ("SELECT nonce FROM transactions WHERE lane = ?1 ORDER BY nonce DESC LIMIT 1", "transactions_lane"),
     ] {
@@ -493,4 +498,23 @@ async fn a_hand_that_drops_the_triggers_breaks_the_chain() {
         hand.execute_batch(damage).unwrap();
         assert!(verify_audit(None, ledger.audit_lines(0, 10).await.unwrap()).is_err(), "{damage}");
     }
+}
+
+#[tokio::test]
+async fn unpaid_tokens_go_faster_than_a_flood_ends() {
+    let folder = Folder::new();
+    let ledger = open(&folder).unwrap();
+    for number in 1..=400 {
+        ledger.sell(test_token(number, Grant::default(), NOW)).await.unwrap();
+    }
+    let later = NOW.plus(Duration::from_secs(9 * 24 * 60 * 60));
+    for sweep in 0..4u64 {
+        let ended = |number: u64| NotedNews {
+            hash: test_preimage(sweep * 100 + number).hash(),
+            news: InvoiceNews::Expired,
+            payment: PaymentId::new(later, [0; 10]),
+        };
+        ledger.note_news((1..=100).map(ended).collect(), None, later).await.unwrap();
+    }
+    assert_eq!(ledger.tokens(&TokenFilter::default()).await.unwrap(), []);
 }

@@ -18,8 +18,12 @@ use crate::{
 /// How long a token whose invoice was never paid is kept after its time: longer than a node that was down tells of a payment.
 const UNPAID_KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Such tokens deleted with each write of news: more than are sold between two of them as a rule, and few, so that no write waits long.
-const UNPAID_PRUNED_PER_WRITE: u32 = 64;
+/// Such tokens deleted with each write of news: more than twice those whose end one sweep of a node notes, so that what a flood left goes
+/// faster than it came, and few, so that no write waits long.
+const UNPAID_PRUNED_PER_NEWS: u32 = 256;
+
+/// The same with each token that is sold: more go than come, even while no news are written.
+const UNPAID_PRUNED_PER_SALE: u32 = 4;
 
 /// A token and the row it stands in.
 pub(crate) struct StoredToken {
@@ -105,7 +109,7 @@ fn token_of(connection: &Connection, invoice: PaymentHash) -> Result<Option<Stor
     one(connection, &sql, [invoice.0], stored)
 }
 
-/// Stores a token. Storing the same again changes nothing: a caller that was told `Unavailable` may find out by repeating.
+/// Stores a token, at the time at which its invoice was made. Storing the same again changes nothing: a caller that was told `Unavailable` may find out by repeating.
 pub(crate) fn sell(connection: &Connection, new: NewToken) -> Result<(), StoreError> {
     let Token { sold, state, received_msat, .. } = Token::first(new);
     let known = match token(connection, sold.pass)? {
@@ -143,6 +147,7 @@ pub(crate) fn sell(connection: &Connection, new: NewToken) -> Result<(), StoreEr
         sold.root_key.as_ref().map(RootKey::bytes),
         &*invoice.bolt11,
     ])?;
+    prune_unpaid(connection, invoice.created_at, UNPAID_PRUNED_PER_SALE)?;
     Ok(())
 }
 
@@ -207,7 +212,7 @@ pub(crate) fn note_news(
                    ON CONFLICT (node) DO UPDATE SET cursor = excluded.cursor";
         connection.prepare_cached(sql)?.execute(params![&**node, cursor])?;
     }
-    prune_unpaid(connection, now, UNPAID_PRUNED_PER_WRITE)?;
+    prune_unpaid(connection, now, UNPAID_PRUNED_PER_NEWS)?;
     Ok(paid)
 }
 

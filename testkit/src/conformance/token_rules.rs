@@ -4,7 +4,8 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use farebox_core::{
     Answer, AuditOutcome, BROKEN_DRAWS_MAX, BitcoinNetwork, CallerId, Delivery, Draw, DrawEnd, Drawn, Grant,
-    InvoiceNews, InvoiceState, NewToken, PaidBefore, PassId, Payment, PaymentId, PaymentState, Timestamp, Token,
+    InvoiceNews, InvoiceState, KEPT_ANSWERS_MAX, KEPT_BODY_BYTES_MAX, NewToken, PaidBefore, PassId, Payment, PaymentId,
+    PaymentState, SOLD_RESOURCE_BYTES_MAX, Timestamp, Token,
     ports::{CreditIs, NewsCursor, NewsRead, NotedNews, PaymentFilter, TokenFilter},
 };
 
@@ -19,6 +20,7 @@ pub(super) async fn all<B: Books>(fresh: &impl Fn() -> B) {
     a_call_is_taken_before_it_ends_and_comes_back_if_it_was_not_made(&*open(&fresh())).await;
     answers_that_break_off_are_counted_once_they_did_too_often(&*open(&fresh())).await;
     a_key_has_its_answer_again_until_it_ends(&*open(&fresh())).await;
+    of_a_pass_so_many_answers_and_bytes_are_kept_and_no_more(&*open(&fresh())).await;
     the_first_news_of_a_paid_invoice_makes_its_payment_once(&*open(&fresh()), NewsFrom::Node).await;
     the_first_news_of_a_paid_invoice_makes_its_payment_once(&*open(&fresh()), NewsFrom::Caller).await;
     what_came_over_the_amount_is_credit_and_less_buys_nothing(&*open(&fresh())).await;
@@ -30,9 +32,12 @@ pub(super) async fn all<B: Books>(fresh: &impl Fn() -> B) {
     news_are_noted_with_how_far_they_were_read(&*open(&fresh())).await;
     invoices_whose_time_is_over_are_asked_for_until_their_end_is_known(&*open(&fresh())).await;
     unpaid_tokens_go_some_time_after_their_end_and_paid_ones_stay(&*open(&fresh())).await;
+    each_sale_takes_more_unpaid_tokens_away_than_it_adds(&*open(&fresh())).await;
+    what_a_stranger_asked_for_is_kept_in_short(&*open(&fresh())).await;
     tokens_are_listed_newest_first_and_pages_meet(&*open(&fresh())).await;
     a_payment_without_a_block_disturbs_nobody(&*open(&fresh())).await;
-    a_draw_whose_lease_is_over_is_returned_when_its_call_is_wanted(&*open(&fresh())).await;
+    a_draw_whose_lease_is_over_is_returned_when_another_process_wants_its_call(&*open(&fresh())).await;
+    a_process_keeps_its_own_draws_past_their_lease(&*open(&fresh())).await;
     a_restart_returns_what_the_dead_had_drawn(&fresh()).await;
     the_log_has_a_line_for_a_payment_and_none_for_a_call(&*open(&fresh())).await;
 }
@@ -206,6 +211,28 @@ async fn a_key_has_its_answer_again_until_it_ends(ledger: &dyn LedgerStore) {
     assert_eq!(drawn(ledger, keyed(13, later)).await, "granted, 0 left", "the key is new again");
     end(ledger, 1, 13, delivered("again"), later).await;
     assert_eq!(drawn(ledger, keyed(14, later)).await, "replayed Some(\"again\")");
+}
+
+async fn of_a_pass_so_many_answers_and_bytes_are_kept_and_no_more(ledger: &dyn LedgerStore) {
+    let one_call = async |number: u64, id: u64, body: &str, now| {
+        let keyed = |id: u64| with_key(&id.to_be_bytes(), draw(number, id, now));
+        drawn(ledger, keyed(id)).await;
+        end(ledger, number, id, delivered(body), now).await;
+        drawn(ledger, keyed(id)).await
+    };
+    sell(ledger, 1, HOUR).await;
+    for id in 0..KEPT_ANSWERS_MAX {
+        assert_eq!(one_call(1, id, "x", START).await, "replayed Some(\"x\")");
+    }
+    assert_eq!(one_call(1, 900, "x", START).await, "replayed None", "its key is used all the same");
+    sell(ledger, 2, HOUR).await;
+    let half = "y".repeat(usize::try_from(KEPT_BODY_BYTES_MAX / 2).expect("fits"));
+    assert_ne!(one_call(2, 1, &half, START).await, "replayed None");
+    assert_eq!(one_call(2, 2, &format!("{half}y"), START).await, "replayed None");
+    assert_ne!(one_call(2, 3, &half, START).await, "replayed None", "what was not kept takes no room");
+    assert_eq!(one_call(2, 4, "y", START).await, "replayed None");
+    let later = START.plus(ANSWERS_KEPT_FOR);
+    assert_eq!(one_call(2, 5, "y", later).await, "replayed Some(\"y\")", "those of before are gone");
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -433,6 +460,28 @@ async fn unpaid_tokens_go_some_time_after_their_end_and_paid_ones_stay(ledger: &
     assert_eq!(numbers(gone).await, [test_pass(4), test_pass(3)]);
 }
 
+async fn each_sale_takes_more_unpaid_tokens_away_than_it_adds(ledger: &dyn LedgerStore) {
+    for number in 1..=3 {
+        sell(ledger, number, calls(1)).await;
+        note(ledger, heard(number, InvoiceNews::Expired, 1), START).await;
+    }
+    let week = START.plus(Duration::from_secs(8 * 24 * 60 * 60));
+    ledger.sell(test_token(4, calls(1), week)).await.expect("sold");
+    let left = ledger.tokens(&TokenFilter::default()).await.expect("listed");
+    assert_eq!(left.into_iter().map(|token| token.sold.pass).collect::<Vec<_>>(), [test_pass(4)]);
+}
+
+async fn what_a_stranger_asked_for_is_kept_in_short(ledger: &dyn LedgerStore) {
+    let long = NewToken { resource: format!("/{}", "q".repeat(30_000)), ..test_token(1, calls(1), START) };
+    ledger.sell(long.clone()).await.expect("sold");
+    ledger.sell(long.clone()).await.expect("the same again");
+    let stored = token(ledger, 1).await.sold.resource;
+    assert!(stored.starts_with(&long.resource[..SOLD_RESOURCE_BYTES_MAX]), "{stored}");
+    assert!(stored.len() < SOLD_RESOURCE_BYTES_MAX + 100, "{} bytes", stored.len());
+    assert_eq!(drawn(ledger, draw(1, 1, START)).await, "granted, 0 left");
+    assert_eq!(only_payment(ledger).await.binding.resource, stored);
+}
+
 async fn tokens_are_listed_newest_first_and_pages_meet(ledger: &dyn LedgerStore) {
     for number in 1..=5 {
         sell(ledger, number, calls(1)).await;
@@ -474,10 +523,20 @@ async fn a_payment_without_a_block_disturbs_nobody(ledger: &dyn LedgerStore) {
     assert_eq!(ledger.find_proof(&payment.proof).await.expect("asked"), Some(payment));
 }
 
-async fn a_draw_whose_lease_is_over_is_returned_when_its_call_is_wanted(ledger: &dyn LedgerStore) {
+async fn a_process_keeps_its_own_draws_past_their_lease(ledger: &dyn LedgerStore) {
     sell(ledger, 1, calls(1)).await;
-    // Its caller went away after the commit and before the answer, so that nobody will end it.
-    assert_eq!(drawn(ledger, with_key(b"k", draw(1, 1, START))).await, "granted, 0 left");
+    assert_eq!(drawn(ledger, draw(1, 1, START)).await, "granted, 0 left");
+    // A stream that is held for days has not ended, and its caller has had most of it.
+    assert_eq!(drawn(ledger, draw(1, 2, START.plus(LEASE * 2))).await, "busy");
+    end(ledger, 1, 1, DELIVERED, START.plus(LEASE * 2)).await;
+    assert_eq!(drawn(ledger, draw(1, 3, START.plus(LEASE * 2))).await, "spent");
+    assert_eq!(outcomes(ledger).await, [("settled".into(), 1)]);
+}
+
+async fn a_draw_whose_lease_is_over_is_returned_when_another_process_wants_its_call(ledger: &dyn LedgerStore) {
+    sell(ledger, 1, calls(1)).await;
+    let dead = |draw| Draw { holder: instance(9), ..draw };
+    assert_eq!(drawn(ledger, dead(with_key(b"k", draw(1, 1, START)))).await, "granted, 0 left");
     let lapsed = START.plus(LEASE);
     assert_eq!(drawn(ledger, draw(1, 2, lapsed.minus(Duration::from_millis(1)))).await, "busy");
     assert_eq!(drawn(ledger, with_key(b"k", draw(1, 3, lapsed))).await, "granted, 0 left");

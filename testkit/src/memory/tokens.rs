@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 use farebox_core::{
     Answer, AuditEntry, Binding, CallerId, Draw, DrawEnd, DrawId, DrawPermit, DrawRuling, Drawn, Grant, InstanceId,
-    Invoice, InvoiceState, KeyUse, NewToken, PaidBefore, PassAccount, PassId, PassPayment, PaymentEvent, PaymentId,
-    Timestamp, Token,
+    Invoice, InvoiceState, KeptAnswers, KeyUse, NewToken, PaidBefore, PassAccount, PassId, PassPayment, PaymentEvent,
+    PaymentId, Timestamp, Token,
     ports::{LedgerUnavailable, NewsCursor, NewsRead, NotedNews, TokenBooks, TokenFilter},
 };
 
@@ -20,6 +20,15 @@ const UNPAID_KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub(super) struct Tokens {
     rows: Vec<TokenRow>,
     cursors: BTreeMap<String, NewsCursor>,
+}
+
+impl Tokens {
+    fn prune_unpaid(&mut self, now: Timestamp) {
+        self.rows.retain(|row| {
+            let over = matches!(row.token.state, InvoiceState::Expired | InvoiceState::Cancelled);
+            !over || row.token.sold.invoice.expires_at.plus(UNPAID_KEPT_FOR) > now
+        });
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +93,14 @@ impl TokenRow {
         }
     }
 
+    fn kept_answers(&self, now: Timestamp) -> KeptAnswers {
+        let answers = self.kept.values().filter(|kept| now < kept.until).filter_map(|kept| kept.answer.as_ref());
+        answers.fold(KeptAnswers::default(), |kept, answer| KeptAnswers {
+            answers: kept.answers + 1,
+            body_bytes: kept.body_bytes + answer.body.len() as u64,
+        })
+    }
+
     /// Takes back the draws that `gone` says nobody is at, and tells how many.
     fn take_back(&mut self, gone: impl Fn(&OpenDraw) -> bool) -> u32 {
         let before = self.draws.len();
@@ -145,7 +162,9 @@ impl Books {
             return if known == sold { Ok(()) } else { refused("its pass or its invoice is another token's") };
         }
         let (draws, kept) = (BTreeMap::new(), BTreeMap::new());
+        let now = token.sold.invoice.created_at;
         self.tokens.rows.push(TokenRow { token, broken: 0, draws, kept });
+        self.tokens.prune_unpaid(now);
         Ok(())
     }
 
@@ -188,7 +207,7 @@ impl Books {
         let mut returned = None;
         let before = row.clone();
         if ruling == DrawRuling::NoneLeft {
-            let count = row.take_back(|open| open.lease_until <= draw.now);
+            let count = row.take_back(|open| open.lease_until <= draw.now && open.holder != draw.holder);
             if count > 0 {
                 returned = Some(AuditEntry::returned(&row.token, count, draw.now));
                 ruling = row.account().rule(row.key_use(draw), draw.now);
@@ -237,6 +256,7 @@ impl Books {
         let payment = row.token.payment;
         let DrawEnd::Delivered { answer } = end else { return Ok(()) };
         if let Some(OpenDraw { key: Some(key), request, .. }) = &open {
+            let answer = row.kept_answers(now).room_for(answer.as_ref()).cloned();
             row.kept.insert(key.clone(), Kept { request: request.clone(), until, answer });
         }
         let payment = payment.filter(|_| open.is_some() || looked).and_then(|id| self.payments.get_mut(&id));
@@ -268,10 +288,7 @@ impl Books {
         if let Some(read) = read {
             self.tokens.cursors.insert(read.node.as_ref().to_owned(), read.cursor);
         }
-        self.tokens.rows.retain(|row| {
-            let over = matches!(row.token.state, InvoiceState::Expired | InvoiceState::Cancelled);
-            !over || row.token.sold.invoice.expires_at.plus(UNPAID_KEPT_FOR) > now
-        });
+        self.tokens.prune_unpaid(now);
         Ok(paid)
     }
 }
