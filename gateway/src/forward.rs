@@ -143,16 +143,26 @@ fn is_reserved(name: &str, client: &ClientInfo) -> bool {
 /// Takes out what buys calls here, on every route of a gateway that sells tokens: clients that keep one send it to the whole host. Other
 /// schemes of `Authorization`, and macaroons without a preimage, are the upstream's own.
 fn strip_tokens(headers: &mut HeaderMap) {
-    retain_lines(headers, &AUTHORIZATION, |value| {
-        let mut parts = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii_start);
-        !parts.any(|part| HeaderValue::from_bytes(part).is_ok_and(|part| is_token_authorization(&part)))
-    });
-    for name in &TOKEN_HEADERS {
+    retain_lines(headers, &AUTHORIZATION, |value| !has_token(value));
+    let twins = headers.keys().filter(|name| name.as_str().contains('_'));
+    let twins = twins.filter(|name| TOKEN_HEADERS.iter().any(|ours| ours.as_str() == name.as_str().replace('_', "-")));
+    let twins: Vec<HeaderName> = twins.cloned().collect();
+    for name in TOKEN_HEADERS.iter().chain(&twins) {
         retain_lines(headers, name, |value| {
             let bytes = value.as_bytes();
             !bytes.windows(PREIMAGE_CAVEAT.len()).any(|part| part.eq_ignore_ascii_case(PREIMAGE_CAVEAT))
         });
     }
+}
+
+/// Whether our scheme begins an `Authorization`, or any word of it: some clients join several.
+fn has_token(value: &HeaderValue) -> bool {
+    let bytes = value.as_bytes();
+    let ends_word = |byte: u8| matches!(byte, b' ' | b'\t' | b',' | b';');
+    let begins = |at: &usize| *at == 0 || ends_word(bytes[*at - 1]);
+    // The scheme, and what parts it from the rest: no more is copied, of a line that may be all words.
+    let mut words = (0..bytes.len()).filter(begins).map(|at| &bytes[at..bytes.len().min(at + 5)]);
+    words.any(|word| HeaderValue::from_bytes(word).is_ok_and(|word| is_token_authorization(&word)))
 }
 
 fn retain_lines(headers: &mut HeaderMap, name: &HeaderName, keep: impl Fn(&HeaderValue) -> bool) {

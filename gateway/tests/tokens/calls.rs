@@ -181,8 +181,12 @@ async fn no_upstream_ever_sees_a_token() {
         (AUTHORIZATION, format!("L402 {credential}")),
         (AUTHORIZATION, format!("lsat  {credential}")),
         (AUTHORIZATION, format!("Bearer x, L402 {credential}")),
+        (AUTHORIZATION, format!("Bearer x L402 {credential}")),
+        (AUTHORIZATION, format!("Bearer x;lsat\t{credential}")),
         (HeaderName::from_static("macaroon"), alone.clone()),
-        (HeaderName::from_static("grpc-metadata-macaroon"), alone),
+        (HeaderName::from_static("grpc-metadata-macaroon"), alone.clone()),
+        (HeaderName::from_static("grpc_metadata_macaroon"), alone.clone()),
+        (HeaderName::from_static("grpc-metadata_macaroon"), alone),
     ];
     for path in ["/free/x", "/paid/x"] {
         for (name, value) in &forms {
@@ -191,7 +195,8 @@ async fn no_upstream_ever_sees_a_token() {
                 let seen = upstream.last().headers;
                 assert!(!seen.contains_key(name), "{path} {name}: {seen:?}");
             } else {
-                assert!(path == "/paid/x" && value.starts_with("Bearer"), "{got:?}");
+                let is_ours = !value.starts_with("Bearer") && !name.as_str().contains('_');
+                assert!(path == "/paid/x" && !is_ours, "{name} {got:?}");
             }
         }
     }
