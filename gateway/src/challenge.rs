@@ -87,6 +87,8 @@ pub(crate) struct Desk {
     client: IpAddr,
     /// What proxies say of it.
     forwarded: Vec<u8>,
+    /// Whether a listed one said so.
+    is_behind_proxy: bool,
     method: Method,
     /// Whether the request claims a transfer.
     rail: RailName,
@@ -133,6 +135,7 @@ impl Desk {
             resource_at,
             client: inbound.client.addr,
             forwarded: forwarded(headers),
+            is_behind_proxy: inbound.client.is_behind_proxy(),
             method: inbound.request.method().clone(),
             rail: if transfer { RailName::Transfer } else { RailName::X402 },
             request: None,
@@ -186,6 +189,11 @@ impl Desk {
     /// Who sent it, told apart from others at the same address.
     pub(crate) fn caller(&self) -> CallerId {
         CallerId::from_address(self.client, &self.forwarded)
+    }
+
+    /// Whether its address is that of a proxy that is not listed, or of a client that pretends to be one.
+    pub(crate) const fn is_behind_stranger(&self) -> bool {
+        !self.is_behind_proxy && !self.forwarded.is_empty()
     }
 
     /// Its name, or a new one if it brought no credential.

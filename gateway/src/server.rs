@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -428,6 +428,7 @@ fn till(config: &GatewayConfig, ports: Ports, counts: Counts) -> Till {
         quotes,
         refused: Arc::default(),
         counts,
+        told_of_proxy: AtomicBool::new(false),
         stopping: CancellationToken::new(),
         ends: Ends::here(),
     }

@@ -1,6 +1,9 @@
 //! What stands behind every paid request: rails, books, clock, and what is counted across requests.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use farebox_core::{
     Credential, DrawId, InstanceId, PaymentId, RequestId,
@@ -76,6 +79,8 @@ pub(crate) struct Till {
     pub(crate) refused: Arc<Refused>,
     /// What became of requests.
     pub(crate) counts: Counts,
+    /// Whether the operator was told that a proxy may be missing from the list.
+    pub(crate) told_of_proxy: AtomicBool,
     /// Cancelled when the gateway begins to stop.
     pub(crate) stopping: CancellationToken,
     /// Ends of runs on their way into the books.

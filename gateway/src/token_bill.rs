@@ -1,6 +1,6 @@
 //! The part of a 402 that is made for its reader: a Lightning invoice and the token that paying it buys.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use farebox_core::{
     Charged, Offer, RailName, Refusal, UnavailableRail,
@@ -83,6 +83,13 @@ pub(crate) async fn token_side(till: &Till, desk: &Desk) -> TokenSide {
         return TokenSide::Off(Off::NoPrice);
     };
     let request = desk.request_or_else(|| till.new_request());
+    if desk.is_behind_stranger() && !till.told_of_proxy.swap(true, Ordering::Relaxed) {
+        warn!(
+            address = %desk.client(),
+            "requests come with X-Forwarded-For or Forwarded from an address that is not in trusted_proxies; if it is your proxy, list it: \
+             else all its clients share one client's allowance of invoices"
+        );
+    }
     let caller = desk.caller();
     let ask = BillAsk {
         client: desk.client(),

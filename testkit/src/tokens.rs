@@ -1,7 +1,7 @@
 //! A rail that sells tokens without a Lightning node: invoices are lines of text, and to pay one is to ask for its preimage.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::pending,
     net::IpAddr,
     sync::Arc,
@@ -41,7 +41,8 @@ struct Script {
     checks: VecDeque<TokenError>,
     is_priceless: bool,
     preimages: BTreeMap<PaymentHash, Preimage>,
-    open: BTreeMap<(IpAddr, String, u64), Arc<TokenBill>>,
+    open: BTreeMap<(String, String, u64), Arc<TokenBill>>,
+    clients: BTreeSet<IpAddr>,
     bought: Vec<PassId>,
     asked: usize,
     made: u8,
@@ -108,6 +109,12 @@ impl ScriptedTokens {
     #[must_use]
     pub fn asked(&self) -> usize {
         self.script.lock().asked
+    }
+
+    /// At how many addresses they were who asked.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.script.lock().clients.len()
     }
 
     /// How many invoices it made.
@@ -197,10 +204,11 @@ impl TokenRail for ScriptedTokens {
             TokenScope::Route => ask.route.to_string(),
             TokenScope::Request => format!("{} {} {}", ask.route, ask.method, ask.resource),
         };
-        let key = (ask.client, bound, u64::try_from(ask.offer.amount.units).unwrap_or(u64::MAX));
+        let key = (ask.caller.as_str().to_owned(), bound, u64::try_from(ask.offer.amount.units).unwrap_or(u64::MAX));
         let step = {
             let mut script = self.script.lock();
             script.asked += 1;
+            script.clients.insert(ask.client);
             match script.open.get(&key) {
                 Some(open) if ask.now < open.invoice.expires_at => return Ok(open.clone()),
                 _ => script.bills.pop_front(),
