@@ -271,13 +271,12 @@ impl Entry {
     ///
     /// A seller that says "not charged, sign again" may be collecting signatures, so its word alone frees nothing.
     pub(crate) fn outstanding(&self, now: Timestamp, counted_from: Timestamp) -> Outstanding {
-        let counts = |a: &&Authorization| a.signed_at >= counted_from || !a.is_over(now);
-        let mut sum = Outstanding::default();
-        for authorization in self.superseded.iter().chain([&self.current]).filter(counts) {
-            sum.worth = sum.worth.saturating_add(authorization.worth().unwrap_or_default());
-            sum.until = sum.until.max(Some(authorization.expires_at.plus(EXPIRY_GRACE)));
-        }
-        sum
+        sum(self.superseded.iter().chain([&self.current]), now, counted_from)
+    }
+
+    /// The same without the one in use.
+    pub(crate) fn outstanding_before(&self, now: Timestamp, counted_from: Timestamp) -> Outstanding {
+        sum(self.superseded.iter(), now, counted_from)
     }
 
     /// When the last authorization ends by itself, if that is after `now`.
@@ -299,6 +298,15 @@ impl Entry {
     pub(crate) fn is_long_over(&self, now: Timestamp) -> bool {
         self.is_over(now) || self.is_past_redelivery(now) || self.current.is_expired(now, UNRESOLVED_KEPT_FOR)
     }
+}
+
+fn sum<'a>(all: impl Iterator<Item = &'a Authorization>, now: Timestamp, counted_from: Timestamp) -> Outstanding {
+    let mut sum = Outstanding::default();
+    for authorization in all.filter(|a| a.signed_at >= counted_from || !a.is_over(now)) {
+        sum.worth = sum.worth.saturating_add(authorization.worth().unwrap_or_default());
+        sum.until = sum.until.max(Some(authorization.expires_at.plus(EXPIRY_GRACE)));
+    }
+    sum
 }
 
 impl Authorization {

@@ -44,7 +44,7 @@ pub struct Policy {
     pub rails: Vec<RailName>,
     /// The most that the gas of one transfer may cost, wei, raised fees included.
     pub max_gas_wei: u128,
-    /// The most millisatoshis that one call may cost over Lightning, routing fees not counted. `None`: `max_per_call` alone decides, and `assets` must then say
+    /// The most millisatoshis that one call may cost over Lightning, routing fees and all. `None`: `max_per_call` alone decides, and `assets` must then say
     /// what sats are worth.
     pub max_msat_per_call: Option<u64>,
     /// The most that forwarding nodes may take of one Lightning payment.
@@ -287,6 +287,12 @@ impl Policy {
             _ => {}
         }
         Ok(Acceptable { asset, price })
+    }
+
+    /// The most that forwarding nodes may take for an invoice, so that both together stay within the limit in sats, millisatoshis.
+    pub(crate) fn fee_max_msat(&self, amount_msat: u64) -> u64 {
+        let left = self.max_msat_per_call.map_or(u64::MAX, |max| max.saturating_sub(amount_msat));
+        self.routing_fee.max_msat(amount_msat).min(left)
     }
 
     /// The offer's asset as the owner knows it. Sats need no entry in the table where there is a limit in sats.

@@ -26,10 +26,12 @@ use crate::{
 const WALLET_GRACE: Duration = Duration::from_secs(5);
 /// How often a wallet that says "paid" without a preimage is asked for it: some know it a little later.
 const PREIMAGE_LOOKS_MAX: usize = 4;
-/// How long a wallet's "failed" is checked again before the same request pays another invoice: nobody can pay an invoice that ended, but
-/// what was on its way when it ended may arrive.
-const FAILED_DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
-/// How many of them.
+/// How long after an invoice's end what a wallet says of it is doubted before the same request pays another: nobody can pay an invoice that ended, but
+/// what was on its way when it ended may arrive, as long as a payee can hold it.
+const DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// The reasons of a wallet for which it sent nothing, by their meaning.
+const NOTHING_SENT: [&str; 2] = ["insufficient_balance", "invoice_expired"];
+/// How many failed ones of a request are looked up again.
 const FAILED_LOOKS_MAX: usize = 4;
 
 /// A payment by Lightning that is neither noted nor made.
@@ -75,18 +77,23 @@ impl Agent {
         let forbidden = |rule| NoToken::Forbidden(refused(rule));
         let Some(wallet) = &parts.lightning else { return Err(forbidden(PolicyRule::NoWallet { rail: offer.rail })) };
         let acceptable = bill.judge(&parts.policy, request, outstanding, parts.clock.now()).map_err(forbidden)?;
+        let wallet_id = wallet.id().await.map_err(LightningError::from)?;
+        if let Some(blind) = parts.journal.paid_blind(Arc::clone(&wallet_id)).await? {
+            let (payment_hash, wallet) = (blind.payment_hash(), wallet.label().to_owned());
+            return Err(forbidden(LightningRule::WalletBlind { wallet, payment_hash, url: blind.url }.into()));
+        }
         if let Some(network) = wallet.network().await.map_err(LightningError::from)? {
             bill.check_network(network).map_err(|rule| forbidden(rule.into()))?;
         }
         let wait = started.until.saturating_duration_since(Instant::now());
-        if let Some(risen) = self.risen(request, &**wallet).await? {
+        if let Some(risen) = self.risen(request, &**wallet, &wallet_id).await? {
             let lock = parts.journal.hold_invoice(risen.payment_hash(), wait).await?;
             let authorization = order(&risen, idempotency_key, parts.clock.now());
             return Ok(Ordered { authorization, begun: Begun { purchase: Box::new(risen), lock, is_fresh: false } });
         }
         let lock = parts.journal.hold_invoice(bill.payment_hash(), wait).await?;
         if let Some(known) = parts.journal.purchase(bill.payment_hash()).await?
-            && !self.is_unpaid(&known, &**wallet).await?
+            && !self.is_unpaid(&known, &**wallet, &wallet_id).await?
         {
             let rule = LightningRule::PaidBefore { payment_hash: bill.payment_hash() };
             return Err(NoToken::Taken(refused(rule.into())));
@@ -96,7 +103,8 @@ impl Agent {
             bill,
             asset: acceptable.asset,
             wallet: wallet.label().to_owned(),
-            fee_max_msat: parts.policy.routing_fee.max_msat(bill.bolt11.invoice.amount_msat),
+            wallet_id,
+            fee_max_msat: parts.policy.fee_max_msat(bill.bolt11.invoice.amount_msat),
             // After the wait for the lock.
             now: parts.clock.now(),
         });
@@ -105,33 +113,44 @@ impl Agent {
     }
 
     /// Whether an invoice that an earlier run noted was not paid and is not being paid, by the word of the wallet that was asked.
-    async fn is_unpaid(&self, known: &Purchase, wallet: &dyn LightningWallet) -> Result<bool, LightningError> {
+    async fn is_unpaid(
+        &self,
+        known: &Purchase,
+        wallet: &dyn LightningWallet,
+        wallet_id: &str,
+    ) -> Result<bool, LightningError> {
         match &known.stage {
             Stage::Paid(_) | Stage::PaidBlind { .. } => Ok(false),
             Stage::Paying | Stage::Failed { .. } => {
-                check_wallet(known, wallet)?;
+                check_wallet(known, wallet, wallet_id)?;
                 let payment_hash = known.payment_hash();
                 let unclear =
                     |error: &dyn std::error::Error| LightningError::Unclear { payment_hash, last: chain(error) };
                 let found = wallet.outgoing(payment_hash).await.map_err(|error| unclear(&error))?;
-                Ok(matches!(found, Outgoing::Never | Outgoing::Failed))
+                let is_ended = matches!(known.stage, Stage::Failed { .. }) || !known.asked;
+                Ok(found == Outgoing::Failed || (found == Outgoing::Never && is_ended))
             }
         }
     }
 
     /// An invoice of this request that the wallet said it had not paid, and now says that it did, or is about to.
-    async fn risen(&self, request: &Replayable, wallet: &dyn LightningWallet) -> Result<Option<Purchase>, NoToken> {
+    async fn risen(
+        &self,
+        request: &Replayable,
+        wallet: &dyn LightningWallet,
+        wallet_id: &str,
+    ) -> Result<Option<Purchase>, NoToken> {
         let now = self.parts.clock.now();
         let mut failed = self.parts.journal.purchases_of(request.origin()).await?;
         failed.retain(|purchase| {
             purchase.fingerprint == request.fingerprint()
                 && matches!(purchase.stage, Stage::Failed { .. })
-                && purchase.wallet == wallet.label()
-                && now < purchase.invoice.expires_at.plus(FAILED_DOUBTED_FOR)
+                && *purchase.wallet_id == *wallet_id
+                && now < purchase.invoice.expires_at.plus(DOUBTED_FOR)
         });
         failed.sort_by_key(|purchase| std::cmp::Reverse(purchase.noted_at));
         for mut purchase in failed.into_iter().take(FAILED_LOOKS_MAX) {
-            if !self.is_unpaid(&purchase, wallet).await? {
+            if !self.is_unpaid(&purchase, wallet, wallet_id).await? {
                 tracing::warn!(payment_hash = %purchase.payment_hash(), "a Lightning payment that had failed did not");
                 purchase.stage = Stage::Paying;
                 return Ok(Some(purchase));
@@ -155,12 +174,13 @@ fn order(purchase: &Purchase, key: &SecretHeader, now: farebox_core::Timestamp) 
 }
 
 /// Another wallet's "never heard of it" says nothing of a payment that this one was asked for.
-fn check_wallet(purchase: &Purchase, wallet: &dyn LightningWallet) -> Result<(), LightningError> {
-    if purchase.wallet == wallet.label() {
+fn check_wallet(purchase: &Purchase, wallet: &dyn LightningWallet, id: &str) -> Result<(), LightningError> {
+    if *purchase.wallet_id == *id {
         return Ok(());
     }
-    let (payment_hash, asked) = (purchase.payment_hash(), purchase.wallet.clone());
-    Err(LightningError::OtherWallet { payment_hash, wallet: asked, found: wallet.label().to_owned() })
+    let named = |label: &str, id: &str| if label == id { label.to_owned() } else { format!("{label} ({id})") };
+    let (asked, found) = (named(&purchase.wallet, &purchase.wallet_id), named(wallet.label(), id));
+    Err(LightningError::OtherWallet { payment_hash: purchase.payment_hash(), wallet: asked, found })
 }
 
 impl Run<'_> {
@@ -179,24 +199,28 @@ impl Run<'_> {
         let Some(wallet) = self.agent.parts.lightning.clone() else {
             return Err(self.unclear("there is no Lightning wallet to ask".to_owned()).into());
         };
-        check_wallet(&self.purchase, &*wallet)?;
         let ended = if is_fresh { self.pay(&wallet).await } else { self.look_up(&wallet).await };
         match ended {
             Ok(paid) => self.paid(&wallet, paid).await.map(Ok),
-            Err(error @ LightningError::NotPaid { code, .. }) => {
+            Err(FetchError::Lightning(error @ LightningError::NotPaid { code, .. })) => {
                 let at = self.agent.parts.clock.now();
                 self.purchase.stage = Stage::Failed { at, code: code.to_owned() };
                 self.agent.parts.journal.put(&self.purchase, at).await?;
                 self.held.take_back(&mut self.entry).await?;
                 Ok(Err(error))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
     /// Asks the wallet to pay. Whatever it says but "paid", what it knows of the payment afterwards counts.
-    async fn pay(&mut self, wallet: &Arc<dyn LightningWallet>) -> Result<PaidOut, LightningError> {
-        let ends = self.purchase.invoice.expires_at.since(self.agent.parts.clock.now());
+    async fn pay(&mut self, wallet: &Arc<dyn LightningWallet>) -> Result<PaidOut, FetchError> {
+        let now = self.agent.parts.clock.now();
+        let is_first = !std::mem::replace(&mut self.purchase.asked, true);
+        if is_first {
+            self.agent.parts.journal.put(&self.purchase, now).await?;
+        }
+        let ends = self.purchase.invoice.expires_at.since(now);
         let limit = self.agent.parts.retry.pay_timeout.min(self.left()).min(ends);
         let order = PayOrder {
             invoice: self.purchase.invoice.clone(),
@@ -206,10 +230,18 @@ impl Run<'_> {
         match timeout(limit + WALLET_GRACE.min(limit), wallet.pay(&order)).await {
             Ok(PayOutcome::Paid(paid)) => Ok(paid),
             Ok(PayOutcome::Failed { code, detail }) => {
-                let refused = || not_paid(&**wallet, code, &detail);
+                let is_sure = is_first && NOTHING_SENT.contains(&code);
                 match wallet.outgoing(self.purchase.payment_hash()).await {
-                    Ok(Outgoing::Never | Outgoing::Failed) => Err(refused()),
                     Ok(Outgoing::Paid(paid)) => Ok(paid),
+                    Ok(Outgoing::Failed) => Err(not_paid(&**wallet, code, &detail).into()),
+                    Ok(Outgoing::Never) | Err(_) if is_sure => Err(not_paid(&**wallet, code, &detail).into()),
+                    // Some fail by their own word alone, and know nothing of what is on its way.
+                    Ok(Outgoing::Never) => {
+                        let detail = Untrusted::new(detail);
+                        let last =
+                            format!("{} says {code}: {detail}, and knows of no payment that failed", wallet.label());
+                        Err(self.unclear(last).into())
+                    }
                     Ok(Outgoing::InFlight) => self.watch(wallet, "it is on its way".to_owned()).await,
                     Err(error) => self.watch(wallet, chain(&error)).await,
                 }
@@ -222,38 +254,59 @@ impl Run<'_> {
         }
     }
 
-    /// Finds out about a payment that an earlier run began. It may have died before it asked the wallet: what that never heard of is paid now,
-    /// for a wallet pays one hash once.
-    async fn look_up(&mut self, wallet: &Arc<dyn LightningWallet>) -> Result<PaidOut, LightningError> {
+    /// Finds out about a payment that an earlier run began. It may have died before it asked the wallet: what that never heard of is paid now if the
+    /// policy of today allows it, for a wallet pays one hash once.
+    async fn look_up(&mut self, wallet: &Arc<dyn LightningWallet>) -> Result<PaidOut, FetchError> {
+        let id = wallet.id().await.map_err(|error| self.unclear(chain(&error)))?;
+        check_wallet(&self.purchase, &**wallet, &id)?;
         match wallet.outgoing(self.purchase.payment_hash()).await {
             Ok(Outgoing::Paid(paid)) => Ok(paid),
-            Ok(Outgoing::Failed) => Err(not_paid(&**wallet, "failed", "an earlier attempt failed")),
+            Ok(Outgoing::Failed) => Err(not_paid(&**wallet, "failed", "an earlier attempt failed").into()),
             Ok(Outgoing::Never) if matches!(self.purchase.stage, Stage::PaidBlind { .. }) => {
                 Ok(PaidOut { preimage: None, fee_msat: None })
             }
-            Ok(Outgoing::Never) if self.agent.parts.clock.now() >= self.purchase.invoice.expires_at => {
-                Err(not_paid(&**wallet, "invoice_expired", "it ended before the wallet was asked to pay it"))
-            }
-            Ok(Outgoing::Never) => {
-                self.payments += 1;
-                self.pay(wallet).await
-            }
+            Ok(Outgoing::Never) => match self.judge_again() {
+                Ok(()) => {
+                    self.payments += 1;
+                    self.pay(wallet).await
+                }
+                Err(rule) if self.is_dead() => Err(not_paid(&**wallet, rule.code(), &rule.to_string()).into()),
+                Err(rule) => {
+                    let last = format!("{} does not know of it, and is not asked again: {rule}", wallet.label());
+                    Err(self.unclear(last).into())
+                }
+            },
             Ok(Outgoing::InFlight) => self.watch(wallet, "it is on its way".to_owned()).await,
             Err(error) => self.watch(wallet, chain(&error)).await,
         }
     }
 
+    /// Whether the invoice may be paid now: the policy may be another than the one by which it was noted, and time has gone by.
+    fn judge_again(&mut self) -> Result<(), PolicyRule> {
+        let (policy, now) = (&self.agent.parts.policy, self.agent.parts.clock.now());
+        policy.judge_with(&self.purchase.offer, self.entry.outstanding_before(now, self.purchase.noted_at))?;
+        self.purchase.facts.check_ends(self.purchase.invoice.expires_at, now)?;
+        let fee_max_msat = policy.fee_max_msat(self.purchase.invoice.amount_msat);
+        self.purchase.fee_max_msat = self.purchase.fee_max_msat.min(fee_max_msat);
+        Ok(())
+    }
+
+    /// Whether nothing can have paid an invoice that the wallet says it never heard of.
+    fn is_dead(&self) -> bool {
+        !self.purchase.asked || self.agent.parts.clock.now() >= self.purchase.invoice.expires_at.plus(DOUBTED_FOR)
+    }
+
     /// Asks again and again what became of the payment, until it is known or the time is over. Never pays.
-    async fn watch(&self, wallet: &Arc<dyn LightningWallet>, mut last: String) -> Result<PaidOut, LightningError> {
+    async fn watch(&self, wallet: &Arc<dyn LightningWallet>, mut last: String) -> Result<PaidOut, FetchError> {
         let mut looks = self.agent.looks();
         loop {
             match looks.next().filter(|wait| *wait < self.left()) {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(self.unclear(last)),
+                None => return Err(self.unclear(last).into()),
             }
             match wallet.outgoing(self.purchase.payment_hash()).await {
                 Ok(Outgoing::Paid(paid)) => return Ok(paid),
-                Ok(Outgoing::Failed) => return Err(not_paid(&**wallet, "failed", "it was tried and failed")),
+                Ok(Outgoing::Failed) => return Err(not_paid(&**wallet, "failed", "it was tried and failed").into()),
                 Ok(Outgoing::InFlight) => last = "it is on its way".to_owned(),
                 // It may not have heard of it yet.
                 Ok(Outgoing::Never) => last = "the wallet does not know of it yet".to_owned(),

@@ -154,6 +154,29 @@ pub enum LightningRule {
     /// A token goes into the header that the request uses itself.
     #[error("the request has an Authorization of its own, whose place the token would take")]
     AuthorizationTaken,
+    /// The payee may keep the payer's sats locked for too long.
+    #[error(
+        "the payee wants {blocks} blocks to take the payment in, and may keep it locked for so long; at most {max} are given"
+    )]
+    LockedTooLong {
+        /// By the invoice.
+        blocks: u64,
+        /// What is given.
+        max: u64,
+    },
+    /// The wallet paid before and did not give what was bought: whatever it pays buys nothing.
+    #[error(
+        "{wallet} paid the invoice {payment_hash} for {url} and gave no preimage, without which nothing is bought: pay with another wallet, or run that \
+         request again when this one tells preimages"
+    )]
+    WalletBlind {
+        /// Which wallet.
+        wallet: String,
+        /// The invoice's.
+        payment_hash: PaymentHash,
+        /// What it was for.
+        url: String,
+    },
     /// It is paid already, and asked for again.
     #[error("the invoice {payment_hash} is paid already")]
     PaidBefore {
@@ -176,6 +199,8 @@ impl LightningRule {
             Self::BodyDiffers { .. } => "invoice_differs",
             Self::TokenOfAnotherInvoice { .. } => "token_of_another_invoice",
             Self::AuthorizationTaken => "authorization_taken",
+            Self::LockedTooLong { .. } => "locked_too_long",
+            Self::WalletBlind { .. } => "wallet_gives_no_preimages",
             Self::PaidBefore { .. } => "invoice_paid_before",
         }
     }

@@ -1,6 +1,6 @@
 //! An invoice that the agent set out to pay, and the token that it buys.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use farebox_core::{Invoice, Offer, PaymentHash, Preimage, Timestamp};
 use farebox_wire::l402::L402Scheme;
@@ -41,8 +41,13 @@ pub struct Purchase {
     pub(crate) macaroon: SecretText,
     /// What the macaroon says of itself, if it can be read.
     pub facts: TokenFacts,
-    /// The wallet that was asked to pay.
+    /// The wallet that is to pay, for people.
     pub wallet: String,
+    /// Which it is, by its key: another behind the same address knows nothing of this payment.
+    pub wallet_id: Arc<str>,
+    /// Whether the wallet was asked to pay, or was about to be. From then on it is only by its word "failed" that nothing was paid: some know nothing
+    /// of what they pay.
+    pub asked: bool,
     /// The most that forwarding nodes may take, millisatoshis.
     pub fee_max_msat: u64,
     /// When it was noted.
@@ -112,13 +117,14 @@ pub(super) struct NewPurchase<'a> {
     pub(super) bill: &'a L402Bill,
     pub(super) asset: DollarAsset,
     pub(super) wallet: String,
+    pub(super) wallet_id: Arc<str>,
     pub(super) fee_max_msat: u64,
     pub(super) now: Timestamp,
 }
 
 impl Purchase {
     pub(super) fn new(new: NewPurchase<'_>) -> Self {
-        let NewPurchase { request, bill, asset, wallet, fee_max_msat, now } = new;
+        let NewPurchase { request, bill, asset, wallet, wallet_id, fee_max_msat, now } = new;
         Self {
             format: FormatV1,
             invoice: bill.bolt11.invoice.clone(),
@@ -132,6 +138,8 @@ impl Purchase {
             macaroon: bill.macaroon.clone(),
             facts: bill.facts.clone(),
             wallet,
+            wallet_id,
+            asked: false,
             fee_max_msat,
             noted_at: now,
             stage: Stage::Paying,

@@ -1,6 +1,6 @@
 //! Where purchases are kept: `tokens/<origin>-<payment hash>.json` beside the journal's entries, and `spent/` for those that are over.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use farebox_core::{PaymentHash, Timestamp};
 use sha2::{Digest, Sha256};
@@ -48,6 +48,17 @@ impl Journal {
             let mut found = journal.purchases_named(TOKENS, |name| name.starts_with(&prefix))?;
             found.retain(|purchase| purchase.origin == origin);
             Ok(found)
+        })
+        .await
+    }
+
+    /// What this wallet paid without giving the preimage, if there is any.
+    pub(crate) async fn paid_blind(&self, wallet_id: Arc<str>) -> Result<Option<Purchase>, JournalError> {
+        let journal = self.clone();
+        blocking(move || {
+            let found = journal.purchases()?.into_iter();
+            let mut blind = found.filter(|one| matches!(one.stage, Stage::PaidBlind { .. }));
+            Ok(blind.find(|one| one.wallet_id == wallet_id))
         })
         .await
     }

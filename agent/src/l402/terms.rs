@@ -24,6 +24,10 @@ const LEFT_MIN: Duration = Duration::from_secs(15);
 /// A token that ends sooner than this is not bought: it would be over before it is there.
 const TOKEN_LEFT_MIN: Duration = Duration::from_secs(5);
 
+/// How many blocks a payee may ask to be left with: about a day. For so long, and the rest of the way, a payee who neither takes a payment nor
+/// gives it back keeps the payer's sats locked.
+const FINAL_BLOCKS_MAX: u64 = 144;
+
 const MSAT_PER_SAT: u64 = 1_000;
 
 /// A bill's terms for Lightning.
@@ -151,14 +155,12 @@ impl L402Bill {
         if let Some(token) = self.token.filter(|token| *token != invoice) {
             return Err(LightningRule::TokenOfAnotherInvoice { token, invoice }.into());
         }
-        let ends = self.bolt11.invoice.expires_at;
-        if ends < now.plus(LEFT_MIN) {
-            return Err(LightningRule::Ends { ends }.into());
+        let blocks = self.bolt11.min_final_cltv_delta;
+        if blocks > FINAL_BLOCKS_MAX {
+            return Err(LightningRule::LockedTooLong { blocks, max: FINAL_BLOCKS_MAX }.into());
         }
-        match self.facts.valid_until {
-            Some(ends) if ends < now.plus(TOKEN_LEFT_MIN) => Err(LightningRule::TokenEnds { ends }.into()),
-            _ => Ok(acceptable),
-        }
+        self.facts.check_ends(self.bolt11.invoice.expires_at, now)?;
+        Ok(acceptable)
     }
 
     /// A body that shows another price or invoice than the header shows a price that is not the one to be paid.
@@ -190,6 +192,17 @@ impl L402Bill {
 }
 
 impl TokenFacts {
+    /// Whether there is time to pay the invoice, which ends then, and to use what it buys.
+    pub(super) fn check_ends(&self, ends: Timestamp, now: Timestamp) -> Result<(), LightningRule> {
+        if ends < now.plus(LEFT_MIN) {
+            return Err(LightningRule::Ends { ends });
+        }
+        match self.valid_until {
+            Some(ends) if ends < now.plus(TOKEN_LEFT_MIN) => Err(LightningRule::TokenEnds { ends }),
+            _ => Ok(()),
+        }
+    }
+
     fn of(macaroon: &Macaroon) -> Self {
         let conditions = || macaroon.caveats.iter().filter_map(|caveat| caveat.split_once('='));
         let listed =

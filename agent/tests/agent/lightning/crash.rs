@@ -49,6 +49,10 @@ impl LightningWallet for Dying {
         self.inner.label()
     }
 
+    async fn id(&self) -> Result<Arc<str>, NodeError> {
+        self.inner.id().await
+    }
+
     async fn network(&self) -> Result<Option<BitcoinNetwork>, NodeError> {
         self.step(self.inner.network()).await
     }

@@ -2,6 +2,7 @@
 
 mod crash;
 mod hostile;
+mod limits;
 mod paying;
 mod shop;
 mod tokens;

@@ -36,12 +36,14 @@ pub(crate) struct Wanted {
     pub(crate) currency: Currency,
     pub(crate) made_at: Timestamp,
     pub(crate) expiry: Duration,
+    pub(crate) final_blocks: u64,
 }
 
 impl Wanted {
     pub(crate) fn sats(sats: u64) -> Self {
         let made_at = TestClock::default().now();
-        Self { msat: Some(sats * 1000), currency: Currency::Regtest, made_at, expiry: Duration::from_secs(600) }
+        let (currency, expiry) = (Currency::Regtest, Duration::from_secs(600));
+        Self { msat: Some(sats * 1000), currency, made_at, expiry, final_blocks: 80 }
     }
 }
 
@@ -58,7 +60,7 @@ impl Lightning {
             .payment_secret(PaymentSecret([7; 32]))
             .duration_since_epoch(Duration::from_millis(wanted.made_at.unix_ms()))
             .expiry_time(wanted.expiry)
-            .min_final_cltv_expiry_delta(80);
+            .min_final_cltv_expiry_delta(wanted.final_blocks);
         let builder = match wanted.msat {
             Some(msat) => builder.amount_milli_satoshis(msat),
             None => builder,
@@ -89,6 +91,8 @@ pub(crate) enum Mood {
     Pays,
     /// Says no, and nothing moves.
     Fails,
+    /// Says no for this reason, and knows of nothing.
+    Refuses(&'static str),
     /// Says no, and pays.
     FailsAndPays,
     /// Says no, and pays when it has been asked about it once.
@@ -117,6 +121,7 @@ pub(crate) struct Purse {
     pub(crate) mood: Mutex<Mood>,
     pub(crate) on: Option<BitcoinNetwork>,
     pub(crate) label: String,
+    pub(crate) key: &'static str,
     payments: Mutex<BTreeMap<PaymentHash, Outgoing>>,
     pub(crate) orders: Mutex<Vec<PayOrder>>,
     looks: AtomicUsize,
@@ -134,6 +139,7 @@ impl Purse {
             mood: Mutex::new(mood),
             on: Some(BitcoinNetwork::Regtest),
             label: "a purse".to_owned(),
+            key: "02aa",
             payments: Mutex::default(),
             orders: Mutex::default(),
             looks: AtomicUsize::default(),
@@ -167,6 +173,10 @@ impl LightningWallet for Purse {
         &self.label
     }
 
+    async fn id(&self) -> Result<Arc<str>, NodeError> {
+        Ok(self.key.into())
+    }
+
     async fn network(&self) -> Result<Option<BitcoinNetwork>, NodeError> {
         if self.is_down.load(Ordering::SeqCst) { Err(self.error()) } else { Ok(self.on) }
     }
@@ -183,7 +193,10 @@ impl LightningWallet for Purse {
         }
         let mood = *self.mood.lock().unwrap();
         let failed = || PayOutcome::Failed { code: "no_route", detail: "no way there".to_owned() };
-        let moves = !matches!(mood, Mood::Fails | Mood::FailsAndPaysLater | Mood::LosesTheWish | Mood::IsSlow(_));
+        let moves = !matches!(
+            mood,
+            Mood::Fails | Mood::Refuses(_) | Mood::FailsAndPaysLater | Mood::LosesTheWish | Mood::IsSlow(_)
+        );
         let preimage = moves.then(|| self.network.pay(hash));
         match mood {
             Mood::Pays => PayOutcome::Paid(self.note(hash, preimage)),
@@ -191,6 +204,7 @@ impl LightningWallet for Purse {
                 self.payments.lock().unwrap().insert(hash, Outgoing::Failed);
                 failed()
             }
+            Mood::Refuses(code) => PayOutcome::Failed { code, detail: "no".to_owned() },
             Mood::FailsAndPays => {
                 self.note(hash, preimage);
                 failed()

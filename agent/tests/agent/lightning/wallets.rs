@@ -95,11 +95,13 @@ async fn a_wish_that_the_wallet_never_heard_of_is_told_again_for_the_same_invoic
     assert_eq!(case.run().await, Ok(200));
     let orders = case.me.purse.orders.lock().unwrap().clone();
     assert!(orders.len() == 2 && orders[0].invoice == orders[1].invoice, "{orders:?}");
-    // One that has ended is never paid late: another takes its place.
+    // One that has ended is never paid late: another takes its place when nothing of it can be on its way.
     let case = Case::new(Mood::LosesTheWish).await;
     assert_eq!(case.run().await, Err(("lightning_unclear", Stake::Unclear)));
     case.me.purse.is_now(Mood::Pays);
     case.me.payer.clock.advance(Duration::from_secs(601));
+    assert_eq!(case.run().await, Err(("lightning_unclear", Stake::Unclear)));
+    case.me.payer.clock.advance(Duration::from_secs(24 * 3600));
     case.till.wanted.lock().unwrap().made_at = farebox_core::ports::Clock::now(&*case.me.payer.clock);
     assert_eq!(case.run().await, Ok(200));
     let orders = case.me.purse.orders.lock().unwrap();
@@ -144,7 +146,7 @@ async fn another_wallet_is_not_asked_about_a_payment_of_this_one() {
     let case = Case::new(Mood::IsSlow(usize::MAX)).await;
     assert_eq!(case.run().await, Err(("lightning_unclear", Stake::Unclear)));
     let mut other = Purse::new(&case.me.lightning, Mood::Pays);
-    other.label = "another purse".to_owned();
+    other.key = "02bb";
     let other = Arc::new(other);
     let agent = case.me.builder_of(other.clone()).build().unwrap();
     let error = agent.fetch(get(case.seller.url("/"))).await.unwrap_err();
