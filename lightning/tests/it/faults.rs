@@ -152,6 +152,8 @@ async fn a_payment_whose_answer_is_unclear_is_not_known() {
         assert_eq!(found, expected, "{outcome:?}");
         let sent = server.asked().iter().filter(|asked| asked.line.contains("send")).count();
         assert_eq!(sent, 1, "a payment is asked for once");
+        let bounded = server.asked().iter().any(|asked| asked.body.contains(r#""cltv_limit":1008"#));
+        assert!(bounded, "nobody may hold the money for longer than a week");
     };
     let in_flight = Reply::new(200, payment("IN_FLIGHT", &zeros, ""));
     let failed = Reply::new(200, payment("FAILED", &zeros, ""));

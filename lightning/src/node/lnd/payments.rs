@@ -20,12 +20,16 @@ const NOT_FOUND: i64 = 5;
 /// How much longer than lnd tries its last word is waited for.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// The longest that a payment may be held on its way: a week of blocks. lnd's own limit is two, and invoices and channels ask for what they like.
+const CLTV_BLOCKS_MAX: u32 = 1008;
+
 pub(super) async fn pay(rest: &Rest, order: &PayOrder) -> PayOutcome {
     let hash = order.invoice.payment_hash;
     let wanted = json!({
         "payment_request": &*order.invoice.bolt11,
         "fee_limit_msat": order.fee_max_msat.to_string(),
         "timeout_seconds": order.timeout.as_secs().clamp(1, 86_400),
+        "cltv_limit": CLTV_BLOCKS_MAX,
         "no_inflight_updates": true,
     });
     let mut lines = Lines::of(rest.post("v2/router/send", &wanted));
