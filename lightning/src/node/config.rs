@@ -20,6 +20,11 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The longest credential or certificate file that is read.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
+/// The longest scheme or parameter name that an error repeats: secrets are longer.
+const PLAIN_BYTES_MAX: usize = 20;
+/// Of the shortest text that is taken for a credential. Runes have 43 characters and more, macaroons hundreds; in base64 a `/` may cut them.
+const SECRET_BYTES_MIN: usize = 32;
+
 /// Which node or wallet, and how it is reached.
 ///
 /// As text: `lnd+https://HOST:PORT?macaroon=FILE&cert=FILE`, `cln+https://HOST:PORT?rune=FILE&cert=FILE`, `nostr+walletconnect://…` (NIP-47).
@@ -198,6 +203,7 @@ impl FromStr for NodeConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         let (scheme, _) = text.split_once("://").ok_or_else(|| NodeUriError::Scheme(Untrusted::new("no scheme")))?;
+        let scheme = plain(scheme).ok_or_else(|| NodeUriError::Scheme(Untrusted::new("no scheme")))?;
         let timeout = TIMEOUT_DEFAULT;
         match scheme {
             "lnd+https" | "lnd+http" => {
@@ -214,6 +220,12 @@ impl FromStr for NodeConfig {
     }
 }
 
+/// A scheme or a name, if it looks like one: where these are expected, a slip puts a secret.
+fn plain(text: &str) -> Option<&str> {
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+.-_".contains(&b);
+    (1..=PLAIN_BYTES_MAX).contains(&text.len()).then_some(text).filter(|text| text.bytes().all(is_plain))
+}
+
 /// The node's own URL, the file of its credential, and that of its certificate.
 fn split(
     text: &str,
@@ -227,7 +239,10 @@ fn split(
         let (slot, name) = match &*name {
             name if name == secret => (&mut credential, secret),
             "cert" => (&mut certificate, "cert"),
-            other => return Err(NodeUriError::Unknown { found: Untrusted::new(other), expected }),
+            other => {
+                let found = Untrusted::new(plain(other).unwrap_or("(not shown)"));
+                return Err(NodeUriError::Unknown { found, expected });
+            }
         };
         if slot.replace(PathBuf::from(&*value)).is_some() {
             return Err(NodeUriError::Twice(name));
@@ -241,7 +256,10 @@ impl SecretSource {
     /// The bytes of the file, or of the text.
     pub(super) fn read(&self) -> Result<Zeroizing<Vec<u8>>, ConnectError> {
         match self {
-            Self::File(path) => file(path).map(Zeroizing::new),
+            Self::File(path) => file(path).map(Zeroizing::new).map_err(|error| match is_secret(path) {
+                true => ConnectError::Credential("expected the name of a file that holds it, and this is none"),
+                false => error,
+            }),
             Self::Text(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
         }
     }
@@ -250,10 +268,18 @@ impl SecretSource {
 impl fmt::Debug for SecretSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::File(path) if is_secret(path) => f.write_str("File(..)"),
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
             Self::Text(_) => f.write_str("Text(..)"),
         }
     }
+}
+
+/// Whether a file's name may be a credential put in its place: hex digits or base64, without the dot of most names.
+fn is_secret(path: &Path) -> bool {
+    let longest =
+        path.as_os_str().as_encoded_bytes().split(|b| matches!(b, b'.' | b'/' | b'\\')).map(<[u8]>::len).max();
+    longest.is_some_and(|length| length >= SECRET_BYTES_MIN)
 }
 
 pub(super) fn trust(certificate: Option<&Path>) -> Result<Trust, ConnectError> {
