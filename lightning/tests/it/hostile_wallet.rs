@@ -64,6 +64,8 @@ async fn only_what_the_wallet_signed_about_a_waiting_request_is_an_answer() {
         assert_eq!(wallet.spendable_msat().await.unwrap(), 42);
     }
     assert_eq!(relay.requests().len(), 3);
+    // Whoever holds the relay or the URI's other parts: the wallet's key says which wallet it is.
+    assert_eq!(*wallet.id().await.unwrap(), *relay.uri().split_once("://").unwrap().1.get(..64).unwrap());
 }
 
 #[tokio::test]
@@ -230,6 +232,29 @@ async fn a_payment_that_a_wallet_does_not_look_up_is_sought_in_its_list() {
 }
 
 #[tokio::test]
+async fn a_wallet_that_shows_no_list_of_its_payments_or_never_its_end_has_not_said_that_it_paid_nothing() {
+    const LISTS: Info = Info { methods: "pay_invoice lookup_invoice list_transactions", ..MODERN };
+    for info in [MODERN, LISTS] {
+        let relay = Relay::start(info, |request| {
+            let mut other = transaction("outgoing", "settled");
+            other["payment_hash"] = "ab".repeat(32).into();
+            vec![sent(&match &*request.method {
+                "lookup_invoice" => request.error("NOT_FOUND"),
+                "list_transactions" => request.result(&json!({ "transactions": [other] })),
+                _ => request.result(&json!({ "preimage": PREIMAGE.reveal() })),
+            })]
+        })
+        .await;
+        let wallet = nwc(&relay).wallet;
+        let found = wallet.outgoing(PREIMAGE.hash()).await;
+        assert!(matches!(found, Err(NodeError::Unavailable { .. })), "{found:?}");
+        // It is good for a first payment all the same.
+        let outcome = wallet.pay(&to_pay(&invoice())).await;
+        assert!(matches!(outcome, PayOutcome::Paid(_)), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_wallet_that_tells_nothing_by_itself_has_its_list_read() {
     const LISTS: Info = Info { methods: "make_invoice lookup_invoice list_transactions", ..MODERN };
     let of = |byte: u8| {
@@ -347,4 +372,18 @@ fn a_line_that_names_no_wallet_is_told_so_without_its_secret() {
     check(&good.replace("secret=", "other="), "node_uri_missing");
     check(&format!("{good}&secret={secret}"), "node_uri_twice");
     check(&format!("{good}{}", "&relay=wss://a.example".repeat(8)), "node_uri_value");
+    let check = |text: &str| {
+        let error = text.parse::<NodeConfig>().map(drop).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(&secret[..8]), "{error:?}");
+    };
+    check(&good.replace("%3A%2F%2F", "://").replace("connect://", "connect:"));
+    check(&format!("{secret}://host"));
+    check(&format!("lnd+https://host?macaroon=a&{secret}"));
+    for name in ["lnd+https://host?macaroon=", "cln+https://host?rune="] {
+        let config: NodeConfig = format!("{name}{}", secret.repeat(2)).parse().unwrap();
+        let clock: std::sync::Arc<dyn farebox_core::ports::Clock> = std::sync::Arc::new(crate::support::WallClock);
+        let error = farebox_lightning::node::connect(&config, &clock).unwrap_err();
+        assert_eq!(error.code(), "node_credential");
+        assert!(!format!("{error} {error:?} {config:?}").contains(&secret[..8]), "{error:?}");
+    }
 }

@@ -107,6 +107,11 @@ impl LightningWallet for Cln {
         self.rest.label()
     }
 
+    async fn id(&self) -> Result<Arc<str>, NodeError> {
+        let told = told(self.info().await).map_err(|e| self.rest.error(e))?;
+        Ok(told.map_or_else(|| self.rest.label().into(), |info| info.id.into()))
+    }
+
     async fn network(&self) -> Result<Option<BitcoinNetwork>, NodeError> {
         let info = self.info().await.map_err(|e| self.rest.error(e))?;
         Ok(network(&info.network))

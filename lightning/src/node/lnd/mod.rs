@@ -102,6 +102,11 @@ impl LightningWallet for Lnd {
         self.rest.label()
     }
 
+    async fn id(&self) -> Result<Arc<str>, NodeError> {
+        let told = told(self.get_info().await).map_err(|e| self.rest.error(e))?;
+        Ok(told.map_or_else(|| self.rest.label().into(), |info| info.identity_pubkey.into()))
+    }
+
     async fn network(&self) -> Result<Option<BitcoinNetwork>, NodeError> {
         let info = self.get_info().await.map_err(|e| self.rest.error(e))?;
         Ok(info.network().and_then(network))

@@ -74,6 +74,10 @@ enum NwcError {
     Crypt(#[source] BoxError),
     #[error("the answer cannot be understood")]
     Garbage(#[source] serde_json::Error),
+    #[error("the wallet does not know the payment and shows no list of its payments; look for it in the wallet itself")]
+    NoList,
+    #[error("the payment is not among the wallet's newest; look for it in the wallet itself")]
+    LongList,
     #[error("{0}")]
     Wrong(String),
     #[error("{0}")]
@@ -232,6 +236,11 @@ impl LightningNode for Nwc {
 impl LightningWallet for Nwc {
     fn label(&self) -> &str {
         &self.label
+    }
+
+    /// The wallet's key, which the URI binds and its answers are signed with.
+    async fn id(&self) -> Result<Arc<str>, NodeError> {
+        Ok(self.uri.wallet.to_hex().into())
     }
 
     async fn network(&self) -> Result<Option<BitcoinNetwork>, NodeError> {

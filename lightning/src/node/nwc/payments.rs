@@ -16,7 +16,7 @@ use super::{
 
 /// A wallet that sees the request only after so long leaves it alone, if its clock is right.
 const GOOD_FOR_MIN: Duration = Duration::from_secs(60);
-/// Pages of the wallet's payments that are searched for one that it cannot look up.
+/// Pages of the wallet's payments that are searched for one that it does not look up. On a later one it may still be.
 const PAGES_MAX: usize = 5;
 
 impl Nwc {
@@ -31,7 +31,8 @@ impl Nwc {
                 return self.unknown(NwcError::Wrong("the invoice is being paid already".to_owned()));
             }
             // A wallet that cannot look payments up says so; an invoice is paid once at its receiver too.
-            Ok(Outgoing::Never | Outgoing::Failed) | Err(NwcError::Said(_)) => {}
+            Ok(Outgoing::Never | Outgoing::Failed) | Err(NwcError::Said(_) | NwcError::NoList | NwcError::LongList) => {
+            }
             Err(error) => return self.unknown(error),
         }
         let good_for = Some(order.timeout.max(GOOD_FOR_MIN));
@@ -62,8 +63,9 @@ impl Nwc {
     }
 
     async fn listed_payment(&self, hash: PaymentHash) -> Result<Option<Transaction>, NwcError> {
+        // A look-up that finds invoices alone says nothing of payments: taken for "never paid", what was paid would be paid again.
         if !self.session().await?.offers("list_transactions") {
-            return Ok(None);
+            return Err(NwcError::NoList);
         }
         let mut seen = 0;
         for _ in 0..PAGES_MAX {
@@ -77,7 +79,7 @@ impl Nwc {
                 return Ok(found);
             }
         }
-        Ok(None)
+        Err(NwcError::LongList)
     }
 
     /// The preimage is what was bought: a wallet that did not give it with the payment may when it is asked for it.
