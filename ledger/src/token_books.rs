@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use farebox_core::{
-    Draw, DrawEnd, DrawId, Drawn, Invoice, NewToken, PassId, Timestamp, Token,
+    Draw, DrawEnd, DrawId, Drawn, Invoice, NewToken, PassId, PaymentHash, Timestamp, Token,
     ports::{LedgerUnavailable, NewsCursor, NewsRead, NotedNews, TokenBooks, TokenFilter},
 };
 use rusqlite::Connection;
@@ -60,6 +60,17 @@ impl TokenBooks for SqliteLedger {
         let node = node.to_owned();
         let work = move |c: &Connection| tokens::unsettled_invoices(c, &node, expired_before, limit);
         self.read("list unsettled invoices", work).await
+    }
+
+    async fn unsettled_elsewhere(
+        &self,
+        node: &str,
+        after: Option<(Timestamp, PaymentHash)>,
+        limit: u32,
+    ) -> Result<Vec<Invoice>, LedgerUnavailable> {
+        let node = node.to_owned();
+        let work = move |c: &Connection| tokens::unsettled_elsewhere(c, &node, after, limit);
+        self.read("list unsettled invoices of other nodes", work).await
     }
 
     async fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable> {

@@ -243,6 +243,21 @@ pub(crate) fn unsettled_invoices(
     Ok(found.into_iter().map(|stored| stored.token.sold.invoice).collect())
 }
 
+pub(crate) fn unsettled_elsewhere(
+    connection: &Connection,
+    node: &str,
+    after: Option<(Timestamp, PaymentHash)>,
+    limit: u32,
+) -> Result<Vec<Invoice>, StoreError> {
+    let sql = format!(
+        "SELECT {TOKEN_COLUMNS} FROM tokens WHERE state IN ('open', 'held') AND node <> ?1 \
+         AND (?2 IS NULL OR (expires_at, payment_hash) > (?2, ?3)) ORDER BY expires_at, payment_hash LIMIT ?4"
+    );
+    let (over, hash) = after.map(|(over, hash)| (Unsigned::from(over), hash.0)).unzip();
+    let found = many(connection, &sql, params![node, over, hash, limit], stored)?;
+    Ok(found.into_iter().map(|stored| stored.token.sold.invoice).collect())
+}
+
 pub(crate) fn list(connection: &Connection, filter: &TokenFilter) -> Result<Vec<Token>, StoreError> {
     let mut sql = format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE TRUE");
     let mut values: Vec<Box<dyn ToSql>> = Vec::new();

@@ -188,6 +188,15 @@ impl TokenBooks for MeteredTokenBooks {
         self.books.unsettled_invoices(node, expired_before, limit).await
     }
 
+    async fn unsettled_elsewhere(
+        &self,
+        node: &str,
+        after: Option<(Timestamp, PaymentHash)>,
+        limit: u32,
+    ) -> Result<Vec<Invoice>, LedgerUnavailable> {
+        self.books.unsettled_elsewhere(node, after, limit).await
+    }
+
     async fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable> {
         self.books.tokens(filter).await
     }

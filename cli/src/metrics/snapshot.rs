@@ -37,6 +37,10 @@ impl Collector for Snapshot {
         self.audit(&mut out)?;
         if let Some((rail, meter)) = &self.lightning {
             node(rail.node_trouble(), meter.news_read_at(), self.clock.now(), &mut out)?;
+            let help =
+                "Open invoices of a Lightning node that was there before, which the one that is there does not know";
+            let lost = out.encode_descriptor("lightning_unknown_invoices", help, None, MetricType::Gauge)?;
+            ConstGauge::new(i64::from(rail.unknown_of_other_nodes())).encode(lost)?;
         }
         let chains: Vec<ChainStatus> = self.chains.iter().flat_map(EvmChains::status).collect();
         if chains.is_empty() {

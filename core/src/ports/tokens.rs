@@ -194,6 +194,18 @@ pub trait TokenBooks: std::fmt::Debug + Send + Sync {
         limit: u32,
     ) -> Result<Vec<Invoice>, LedgerUnavailable>;
 
+    /// Invoices of all nodes but this that are open or held, by the time when they are over and then by their hash, at most `limit`: those
+    /// behind `after`, which need not be one of them.
+    ///
+    /// # Errors
+    /// Unavailable.
+    async fn unsettled_elsewhere(
+        &self,
+        node: &str,
+        after: Option<(Timestamp, PaymentHash)>,
+        limit: u32,
+    ) -> Result<Vec<Invoice>, LedgerUnavailable>;
+
     /// Tokens by filter, the newest first.
     ///
     /// # Errors

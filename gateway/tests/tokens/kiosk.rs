@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use farebox_core::{
     Access, Draw, DrawEnd, DrawId, Drawn, FeeTerms, Grant, InstanceId, Invoice, LiveOffers, NewToken, OfferBoard,
-    PassId, Pricing, RailName, RouteId, SettleWhen, Tariff, Timestamp, Token, TokenScope, TokenTerms,
+    PassId, PaymentHash, Pricing, RailName, RouteId, SettleWhen, Tariff, Timestamp, Token, TokenScope, TokenTerms,
     ports::{LedgerUnavailable, NewsCursor, NewsRead, NotedNews, Offering, TokenBooks, TokenFilter, offers_by},
 };
 use farebox_gateway::{AdmissionLimits, GatewayConfig, Limits, Ports, Tokens};
@@ -258,6 +258,15 @@ impl TokenBooks for SlowBooks {
         limit: u32,
     ) -> Result<Vec<Invoice>, LedgerUnavailable> {
         self.ledger.unsettled_invoices(node, expired_before, limit).await
+    }
+
+    async fn unsettled_elsewhere(
+        &self,
+        node: &str,
+        after: Option<(Timestamp, PaymentHash)>,
+        limit: u32,
+    ) -> Result<Vec<Invoice>, LedgerUnavailable> {
+        self.ledger.unsettled_elsewhere(node, after, limit).await
     }
 
     async fn tokens(&self, filter: &TokenFilter) -> Result<Vec<Token>, LedgerUnavailable> {

@@ -9,7 +9,7 @@ use farebox_core::{
 };
 use tokio::time::Instant;
 
-use super::L402;
+use super::{L402, elsewhere::Elsewhere};
 
 /// How long the node may wait for news before it says that there are none.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ impl L402 {
     /// Reads the node's news into the books, for ever. Nothing is lost when it is dropped, nor while it, the node or the books are down: the
     /// next one reads on from where the books say.
     pub async fn follow(self: Arc<Self>) {
-        let mut follower = Follower { read_to: None, sweep_at: Instant::now(), stuck: 0 };
+        let mut follower = Follower { read_to: None, sweep_at: Instant::now(), stuck: 0, elsewhere: Elsewhere::new() };
         let mut retries = self.retries();
         loop {
             let pause = match follower.round(&self).await {
@@ -73,11 +73,12 @@ struct Follower {
     sweep_at: Instant,
     /// Invoices that were no further after the last sweep, and will be the first of the next.
     stuck: u32,
+    elsewhere: Elsewhere,
 }
 
 /// Why a round was not finished. The next one begins where the books are.
 #[derive(Debug, thiserror::Error)]
-enum RoundError {
+pub(super) enum RoundError {
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error(transparent)]
@@ -89,7 +90,8 @@ impl Follower {
     async fn round(&mut self, rail: &L402) -> Result<Duration, RoundError> {
         let node = rail.maker.link.id().await?;
         let cursor = self.cursor(rail, &node).await?;
-        let wait = LONG_POLL.min(self.sweep_at.saturating_duration_since(Instant::now()));
+        let next_at = self.sweep_at.min(self.elsewhere.next_at);
+        let wait = LONG_POLL.min(next_at.saturating_duration_since(Instant::now()));
         let asked_at = Instant::now();
         let read = match rail.maker.link.settlements(cursor.as_ref(), wait).await {
             Ok(read) => read,
@@ -118,7 +120,7 @@ impl Follower {
         if Instant::now() >= self.sweep_at {
             self.sweep(rail, node).await?;
         }
-        Ok(())
+        self.elsewhere.ask(rail, node).await
     }
 
     async fn cursor(&mut self, rail: &L402, node: &Arc<str>) -> Result<Option<NewsCursor>, LedgerUnavailable> {
@@ -186,7 +188,11 @@ impl Follower {
 }
 
 impl L402 {
-    async fn note(&self, news: &[(PaymentHash, InvoiceNews)], read: Option<NewsRead>) -> Result<(), LedgerUnavailable> {
+    pub(super) async fn note(
+        &self,
+        news: &[(PaymentHash, InvoiceNews)],
+        read: Option<NewsRead>,
+    ) -> Result<(), LedgerUnavailable> {
         if news.is_empty() && read.is_none() {
             return Ok(());
         }
@@ -206,7 +212,7 @@ impl L402 {
     }
 
     /// What is noted of an invoice whose time is over. Money that comes later counts all the same, so that it is no harm to call it expired.
-    fn overdue_news(&self, invoice: &Invoice, status: Option<InvoiceStatus>) -> Option<InvoiceNews> {
+    pub(super) fn overdue_news(&self, invoice: &Invoice, status: Option<InvoiceStatus>) -> Option<InvoiceNews> {
         let (node, hash) = (self.maker.link.label(), invoice.payment_hash);
         match status {
             Some(InvoiceStatus::News(news)) => Some(news),

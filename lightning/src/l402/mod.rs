@@ -3,6 +3,7 @@
 mod bills;
 mod check;
 mod config;
+mod elsewhere;
 mod follow;
 mod limits;
 mod link;

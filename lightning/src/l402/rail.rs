@@ -1,6 +1,9 @@
 //! L402: tokens sold by Lightning invoices.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use async_trait::async_trait;
 use farebox_core::{
@@ -29,6 +32,7 @@ pub struct L402 {
     pub(crate) maker: Arc<Maker>,
     pub(crate) bills: Arc<Bills>,
     pub(crate) limits: InvoiceLimits,
+    pub(crate) unknown_elsewhere: AtomicU32,
     rates: Arc<dyn DollarRates>,
     tokens: Tokens,
 }
@@ -62,6 +66,7 @@ impl L402 {
         Ok(Arc::new(Self {
             bills: Arc::new(Bills::new(config.reuse_left_min)),
             limits: InvoiceLimits::new(config.unpaid_per_client_per_minute, config.unpaid_per_minute),
+            unknown_elsewhere: AtomicU32::new(0),
             tokens: Tokens::new(config.paid_by),
             maker: Arc::new(maker),
             rates,
@@ -73,6 +78,13 @@ impl L402 {
     #[must_use]
     pub fn node_trouble(&self) -> Option<NodeTrouble> {
         self.maker.link.trouble()
+    }
+
+    /// Invoices that another node made before this one and that this one does not know, by the last look: whether they were paid cannot be
+    /// told without their node.
+    #[must_use]
+    pub fn unknown_of_other_nodes(&self) -> u32 {
+        self.unknown_elsewhere.load(Ordering::Relaxed)
     }
 
     /// Begins to make a bill. Nobody's hanging up ends it: else a stranger could have the node make invoices that nobody can be shown again.

@@ -319,6 +319,55 @@ async fn another_nodes_news_are_read_from_their_beginning() {
     assert_eq!(next.books.payments().len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_is_asked_for_the_invoices_of_the_one_before_it() {
+    let shop = Shop::with(|config| config.unpaid_per_minute = 60_000);
+    let bills = open_bills::<150>(&shop).await;
+    let [lost @ .., expired, held, paid] = &bills;
+    for bill in lost {
+        shop.node.forget(bill.invoice.payment_hash);
+    }
+    let become_news = |bill: &TokenBill, news| {
+        shop.node.become_quietly(bill.invoice.payment_hash, InvoiceStatus::News(news));
+    };
+    become_news(expired, InvoiceNews::Expired);
+    become_news(held, InvoiceNews::Held);
+    become_news(paid, InvoiceNews::Settled { received_msat: 10_000 });
+    shop.node.become_another("03", BitcoinNetwork::Regtest);
+    shop.clock.advance(7_200 * S);
+    let next = shop.restarted();
+    let _following = Following::of(&next.rail);
+    until(|| next.payment(paid.pass).is_some()).await;
+    until(|| next.rail.unknown_of_other_nodes() == 147).await;
+    assert_eq!((state(&next, expired), state(&next, held)), (InvoiceState::Expired, InvoiceState::Held));
+    assert!(lost.iter().all(|bill| state(&next, bill) == InvoiceState::Open), "it cannot know that they were not paid");
+    let asked = shop.node.looks();
+    tokio::time::sleep(3_000 * S).await;
+    assert_eq!(shop.node.looks(), asked, "not before an hour is over");
+    become_news(held, InvoiceNews::Settled { received_msat: 10_000 });
+    tokio::time::sleep(700 * S).await;
+    assert_eq!((shop.node.looks(), state(&next, held)), (asked + 148, InvoiceState::Settled));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invoice_that_the_new_node_cannot_be_asked_for_keeps_no_other_from_it() {
+    let shop = Shop::open();
+    let [first, second] = open_bills(&shop).await;
+    shop.node.become_quietly(
+        second.invoice.payment_hash,
+        InvoiceStatus::News(InvoiceNews::Settled { received_msat: 10_000 }),
+    );
+    shop.node.become_another("03", BitcoinNetwork::Regtest);
+    shop.node.look(Look::Hang);
+    let next = shop.restarted();
+    let _following = Following::of(&next.rail);
+    until(|| shop.node.looks() == 1).await;
+    tokio::time::sleep(5 * S).await;
+    shop.node.look(Look::Honest);
+    until(|| next.payment(second.pass).is_some()).await;
+    assert_eq!(state(&next, &first), InvoiceState::Open);
+}
+
 /// One thing that happens.
 #[derive(Clone, Copy, Debug)]
 enum Event {

@@ -137,6 +137,11 @@ impl ScriptedNode {
         state.network = network;
     }
 
+    /// It no longer knows the invoice.
+    pub(crate) fn forget(&self, hash: PaymentHash) {
+        self.state.lock().made.retain(|made| made.invoice.payment_hash != hash);
+    }
+
     pub(crate) fn go_down(&self) {
         self.state.lock().up = false;
         self.told.notify_waiters();

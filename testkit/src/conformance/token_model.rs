@@ -164,6 +164,7 @@ impl<'b, B: Books> Pair<'b, B> {
             told(ledger.tokens(&TokenFilter::default()).await),
             told(ledger.list(&PaymentFilter::default()).await),
             told(ledger.unsettled_invoices("node", self.now, 10).await),
+            told(ledger.unsettled_elsewhere("other", None, 10).await),
             told(ledger.news_cursor("node").await),
             told(ledger.audit_lines(0, 10_000).await),
         ];

@@ -3,9 +3,9 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use farebox_core::{
-    Answer, AuditOutcome, BROKEN_DRAWS_MAX, BitcoinNetwork, CallerId, Delivery, Draw, DrawEnd, Drawn, Grant,
-    InvoiceNews, InvoiceState, KEPT_ANSWERS_MAX, KEPT_BODY_BYTES_MAX, NewToken, PaidBefore, PassId, Payment, PaymentId,
-    PaymentState, SOLD_RESOURCE_BYTES_MAX, Timestamp, Token,
+    Answer, AuditOutcome, BROKEN_DRAWS_MAX, BitcoinNetwork, CallerId, Delivery, Draw, DrawEnd, Drawn, Grant, Invoice,
+    InvoiceNews, InvoiceState, KEPT_ANSWERS_MAX, KEPT_BODY_BYTES_MAX, NewToken, PaidBefore, PassId, Payment,
+    PaymentHash, PaymentId, PaymentState, SOLD_RESOURCE_BYTES_MAX, Timestamp, Token,
     ports::{CreditIs, NewsCursor, NewsRead, NotedNews, PaymentFilter, TokenFilter},
 };
 
@@ -31,6 +31,7 @@ pub(super) async fn all<B: Books>(fresh: &impl Fn() -> B) {
     a_token_is_sold_once(&*open(&fresh())).await;
     news_are_noted_with_how_far_they_were_read(&*open(&fresh())).await;
     invoices_whose_time_is_over_are_asked_for_until_their_end_is_known(&*open(&fresh())).await;
+    invoices_of_other_nodes_are_listed_page_by_page(&*open(&fresh())).await;
     unpaid_tokens_go_some_time_after_their_end_and_paid_ones_stay(&*open(&fresh())).await;
     each_sale_takes_more_unpaid_tokens_away_than_it_adds(&*open(&fresh())).await;
     what_a_stranger_asked_for_is_kept_in_short(&*open(&fresh())).await;
@@ -439,6 +440,26 @@ async fn invoices_whose_time_is_over_are_asked_for_until_their_end_is_known(ledg
     note(ledger, heard(4, InvoiceNews::Expired, 4), late).await;
     note(ledger, heard(2, InvoiceNews::Cancelled, 2), late).await;
     assert_eq!(list(late, 10).await, std::slice::from_ref(one));
+}
+
+async fn invoices_of_other_nodes_are_listed_page_by_page(ledger: &dyn LedgerStore) {
+    let mut elsewhere = Vec::new();
+    for (number, node) in [(1, "b"), (2, "a"), (3, "b"), (4, "node"), (5, "b"), (6, "a")] {
+        let token = NewToken { node: node.into(), ..test_token(number, calls(1), START) };
+        ledger.sell(token.clone()).await.expect("sold");
+        elsewhere.extend((node != "node" && number < 5).then_some(token.invoice));
+    }
+    note(ledger, heard(2, InvoiceNews::Held, 2), START).await;
+    note(ledger, heard(5, InvoiceNews::Expired, 5), START).await;
+    note(ledger, heard(6, settled(TEST_TOKEN_MSAT), 6), START).await;
+    let place = |invoice: &Invoice| (invoice.expires_at, invoice.payment_hash);
+    elsewhere.sort_by_key(place);
+    let list = async |after, limit| ledger.unsettled_elsewhere("node", after, limit).await.expect("listed");
+    assert_eq!(list(None, 10).await, elsewhere);
+    assert_eq!(list(None, 1).await, elsewhere[..1]);
+    assert_eq!(list(Some(place(&elsewhere[0])), 10).await, elsewhere[1..], "those of one time are told apart");
+    assert_eq!(list(Some((elsewhere[0].expires_at, PaymentHash([0; 32]))), 10).await, elsewhere);
+    assert_eq!(list(Some(place(&elsewhere[2])), 10).await, []);
 }
 
 async fn unpaid_tokens_go_some_time_after_their_end_and_paid_ones_stay(ledger: &dyn LedgerStore) {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use farebox_core::{
     Answer, AuditEntry, Binding, CallerId, Draw, DrawEnd, DrawId, DrawPermit, DrawRuling, Drawn, Grant, InstanceId,
     Invoice, InvoiceState, KeptAnswers, KeyUse, NewToken, PaidBefore, PassAccount, PassId, PassPayment, PaymentEvent,
-    PaymentId, Timestamp, Token,
+    PaymentHash, PaymentId, Timestamp, Token,
     ports::{LedgerUnavailable, NewsCursor, NewsRead, NotedNews, TokenBooks, TokenFilter},
 };
 
@@ -361,6 +361,26 @@ impl TokenBooks for MemoryLedger {
             });
             let mut found: Vec<_> = tokens.map(|token| token.sold.invoice.clone()).collect();
             found.sort_by_key(|invoice| invoice.expires_at);
+            found.truncate(limit as usize);
+            found
+        })
+    }
+
+    async fn unsettled_elsewhere(
+        &self,
+        node: &str,
+        after: Option<(Timestamp, PaymentHash)>,
+        limit: u32,
+    ) -> Result<Vec<Invoice>, LedgerUnavailable> {
+        self.ask("list unsettled invoices of other nodes", |books| {
+            let place = |invoice: &Invoice| (invoice.expires_at, invoice.payment_hash);
+            let tokens = books.tokens.rows.iter().map(|row| &row.token).filter(|token| {
+                matches!(token.state, InvoiceState::Open | InvoiceState::Held)
+                    && *token.sold.node != *node
+                    && after.is_none_or(|after| place(&token.sold.invoice) > after)
+            });
+            let mut found: Vec<_> = tokens.map(|token| token.sold.invoice.clone()).collect();
+            found.sort_by_key(place);
             found.truncate(limit as usize);
             found
         })
