@@ -25,9 +25,9 @@ pub struct L402Config {
     /// An open invoice with less time left is not offered again; shorter than `invoice_expiry`.
     pub reuse_left_min: Duration,
     /// So many invoices a minute may one client (an IPv4 address, an IPv6 /64) have made that it does not pay, a quarter of them at once;
-    /// 1 to 60,000.
+    /// 1 to 60,000. An IPv6 /48 may have four times as many.
     pub unpaid_per_client_per_minute: u32,
-    /// And all clients together; 1 to 60,000.
+    /// And all clients together; 1 to 60,000. Half of those at once are for clients that have nothing unpaid.
     pub unpaid_per_minute: u32,
     /// How long one answer of the node is waited for; at most a minute.
     pub node_timeout: Duration,
