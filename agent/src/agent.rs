@@ -260,6 +260,13 @@ pub enum Note {
         /// Millisatoshis.
         max_msat: u64,
     },
+    /// The seller billed for a request in spite of a token that should be good for it, which is kept. This is what was paid instead.
+    TokenNotTaken {
+        /// The token's invoice.
+        payment_hash: PaymentHash,
+        /// How many calls it has, by the seller's earlier word.
+        calls_left: Option<u32>,
+    },
     /// The body of the 402 asks for other terms than its header. The header's were taken.
     BodyDisagrees,
     /// The terms for one way to pay could not be read.

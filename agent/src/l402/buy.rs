@@ -31,6 +31,8 @@ const PREIMAGE_LOOKS_MAX: usize = 4;
 const DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// The reasons of a wallet for which it sent nothing, by their meaning.
 const NOTHING_SENT: [&str; 2] = ["insufficient_balance", "invoice_expired"];
+/// With so many tokens of which the seller said that they have calls left, and takes none, no other is bought for the same.
+const DOUBTED_MAX: usize = 2;
 /// How many failed ones of a request are looked up again.
 const FAILED_LOOKS_MAX: usize = 4;
 
@@ -91,6 +93,7 @@ impl Agent {
             let authorization = order(&risen, idempotency_key, parts.clock.now());
             return Ok(Ordered { authorization, begun: Begun { purchase: Box::new(risen), lock, is_fresh: false } });
         }
+        self.check_doubted(request).await?.map_or(Ok(()), |rule| Err(forbidden(rule.into())))?;
         let lock = parts.journal.hold_invoice(bill.payment_hash(), wait).await?;
         if let Some(known) = parts.journal.purchase(bill.payment_hash()).await?
             && !self.is_unpaid(&known, &**wallet, &wallet_id).await?
@@ -131,6 +134,18 @@ impl Agent {
                 Ok(found == Outgoing::Failed || (found == Outgoing::Never && is_ended))
             }
         }
+    }
+
+    /// A seller that forgets the calls it sold is not paid for them again and again.
+    async fn check_doubted(&self, request: &Replayable) -> Result<Option<LightningRule>, JournalError> {
+        let now = self.parts.clock.now();
+        let mut doubted = self.parts.journal.purchases_of(request.origin()).await?;
+        doubted.retain(|one| {
+            one.is_doubted() && one.calls_left() > Some(0) && !one.is_over(now) && one.is_of_path(request)
+        });
+        let calls = doubted.iter().filter_map(Purchase::calls_left).fold(0, u32::saturating_add);
+        let tokens = doubted.len();
+        Ok((tokens >= DOUBTED_MAX).then_some(LightningRule::CallsForgotten { tokens, calls }))
     }
 
     /// An invoice of this request that the wallet said it had not paid, and now says that it did, or is about to.
@@ -352,7 +367,7 @@ impl Run<'_> {
         }
         let at = self.agent.parts.clock.now();
         let (preimage, standing) = (SecretPreimage(preimage), TokenStanding::Reserved);
-        self.purchase.stage = Stage::Paid(PaidToken { at, preimage, fee_msat, standing });
+        self.purchase.stage = Stage::Paid(PaidToken { at, preimage, fee_msat, standing, doubted_at: None });
         self.store_purchase().await;
     }
 

@@ -177,6 +177,16 @@ pub enum LightningRule {
         /// What it was for.
         url: String,
     },
+    /// The seller takes none of the tokens that have calls left by its own word.
+    #[error(
+        "{calls} calls are left in {tokens} tokens by the seller's own word, and it takes none of them: another is not bought"
+    )]
+    CallsForgotten {
+        /// How many tokens.
+        tokens: usize,
+        /// How many calls, all together.
+        calls: u32,
+    },
     /// It is paid already, and asked for again.
     #[error("the invoice {payment_hash} is paid already")]
     PaidBefore {
@@ -201,6 +211,7 @@ impl LightningRule {
             Self::AuthorizationTaken => "authorization_taken",
             Self::LockedTooLong { .. } => "locked_too_long",
             Self::WalletBlind { .. } => "wallet_gives_no_preimages",
+            Self::CallsForgotten { .. } => "calls_forgotten",
             Self::PaidBefore { .. } => "invoice_paid_before",
         }
     }

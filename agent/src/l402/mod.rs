@@ -117,7 +117,7 @@ impl Agent {
                 && !tried.contains(&purchase.payment_hash())
                 && purchase.fits(request, services)
         });
-        Ok(found.into_iter().max_by_key(|purchase| purchase.noted_at))
+        Ok(found.into_iter().max_by_key(|purchase| (!purchase.is_doubted(), purchase.noted_at)))
     }
 
     /// The use of a held token, to be noted.

@@ -89,6 +89,9 @@ pub struct PaidToken {
     pub fee_msat: Option<u64>,
     /// What it is still good for.
     pub standing: TokenStanding,
+    /// Since when the seller bills as if it was none, against what it said before. It is tried again after all others, and never thrown away for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubted_at: Option<Timestamp>,
 }
 
 /// What a paid token is still good for.
@@ -193,7 +196,26 @@ impl Purchase {
     pub(crate) fn set_standing(&mut self, standing: TokenStanding) {
         if let Stage::Paid(token) = &mut self.stage {
             token.standing = standing;
+            token.doubted_at = None;
         }
+    }
+
+    pub(crate) fn doubt(&mut self, now: Timestamp) {
+        if let Stage::Paid(token) = &mut self.stage {
+            token.doubted_at.get_or_insert(now);
+        }
+    }
+
+    /// How many calls the seller last said that it is still good for.
+    pub(crate) fn calls_left(&self) -> Option<u32> {
+        match self.paid()?.standing {
+            TokenStanding::Good { calls_left } => calls_left,
+            TokenStanding::Reserved | TokenStanding::Spent { .. } => None,
+        }
+    }
+
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.paid().is_some_and(|token| token.doubted_at.is_some())
     }
 
     /// Whether its file may go: its invoice can no longer be paid by anybody, and nobody will look for it.

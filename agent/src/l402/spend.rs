@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use farebox_core::{Charged, PaymentId, TransactionId};
+use farebox_core::{Charged, PaymentId, Retry, TransactionId};
 use farebox_wire::l402;
 use http::{StatusCode, header};
 use reqwest::Response;
@@ -22,7 +22,8 @@ use crate::{
     verdict::{Problem, retry_after},
 };
 
-/// How often a seller may bill again, without a word on why, for a token that was just paid for: its node may be slower than the payer's.
+/// How often a seller may bill again, without a word on why: its node may be slower than the payer's, and one 402 too many must not take the calls
+/// away that are paid for.
 const BILLED_MAX: u32 = 4;
 
 /// What one attempt came to.
@@ -34,6 +35,8 @@ enum Attempt {
 /// An answer that is not the caller's.
 struct Refusal {
     unserved: Unserved,
+    /// Whether the seller wants the same again, so that it did nothing yet.
+    is_invited: bool,
     why: String,
     charged: Option<Charged>,
     after: Option<Duration>,
@@ -47,21 +50,24 @@ impl Run<'_> {
         let headers = self.headers()?;
         let (mut waits, mut billed) = (self.agent.waits(), 0);
         loop {
-            let (why, after, payment) = match self.attempt(&headers).await {
+            let (why, after, payment, is_harmless) = match self.attempt(&headers).await {
                 Ok(Attempt::Answer(response)) => return Ok(Finished::Answer(Box::new(self.answered(response).await))),
                 Ok(Attempt::Unserved(refusal)) => {
-                    billed += u32::from(refusal.unserved == Unserved::Billed);
-                    let is_just_bought = !self.is_held && refusal.unserved == Unserved::Billed;
-                    if refusal.unserved != Unserved::Again && !(is_just_bought && billed < BILLED_MAX) {
+                    let is_billed = refusal.unserved == Unserved::Billed;
+                    billed += u32::from(is_billed);
+                    let is_billed_again = is_billed && self.is_trusted() && billed < BILLED_MAX;
+                    if refusal.unserved != Unserved::Again && !is_billed_again {
                         return self.refused(refusal).await;
                     }
-                    (refusal.why, refusal.after, refusal.payment)
+                    (refusal.why, refusal.after, refusal.payment, refusal.is_invited || is_billed)
                 }
-                Err(error) => (chain(&error), None, None),
+                Err(error) => (chain(&error), None, None, error.is_before_sending()),
             };
             tracing::debug!(payment_hash = %self.purchase.payment_hash(), why, "a token is not answered for yet");
             let wait = waits.next().map(|wait| wait.max(after.unwrap_or_default()));
-            match wait.filter(|wait| *wait < self.left()) {
+            // What can be done twice is sent twice only if it was not done: few sellers know our key.
+            let may_repeat = is_harmless || self.request.is_idempotent();
+            match wait.filter(|wait| may_repeat && *wait < self.left()) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => {
                     let transaction = Some(self.transaction());
@@ -69,6 +75,11 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a bill in answer to the token is likely a mistake.
+    fn is_trusted(&self) -> bool {
+        !self.is_held || (self.purchase.is_of_path(self.request) && !self.purchase.is_doubted())
     }
 
     fn headers(&self) -> Result<[SecretHeader; 2], FetchError> {
@@ -103,21 +114,31 @@ impl Run<'_> {
             StatusCode::PAYMENT_REQUIRED => bill::read(&headers, peeked.whole()).ok().map(Box::new),
             _ => None,
         };
+        let is_invited = problem.retry() == Some(Retry::SameProof);
         let (charged, payment) = (problem.charged(), payment_id(&headers));
-        Ok(Attempt::Unserved(Refusal { unserved, why, charged, after, payment, billed }))
+        Ok(Attempt::Unserved(Refusal { unserved, is_invited, why, charged, after, payment, billed }))
     }
 
     /// Notes what the seller says of the token. A held one costs nothing by it, and the request may be paid for anew; for one that was bought for this very
     /// request the money is gone.
     async fn refused(&mut self, refusal: Refusal) -> Result<Finished, FetchError> {
-        let Refusal { unserved, why, charged, billed, .. } = refusal;
+        let Refusal { unserved, why, charged, mut billed, .. } = refusal;
+        let now = self.agent.parts.clock.now();
         let is_of_path = self.purchase.is_of_path(self.request);
-        let is_over = unserved == Unserved::Over || (unserved == Unserved::Billed && is_of_path);
-        if is_over {
-            self.purchase.mark_spent(self.agent.parts.clock.now(), &why);
-            self.store_purchase().await;
+        let is_promised = self.purchase.calls_left() > Some(0) || self.purchase.facts.valid_until.is_some();
+        match unserved {
+            Unserved::Over if is_of_path => self.purchase.mark_spent(now, &why),
+            Unserved::Billed if is_of_path && !is_promised => self.purchase.mark_spent(now, &why),
+            // Who answers at another path may be another than who sold it, and has no say in its end.
+            Unserved::Over | Unserved::Billed => self.purchase.doubt(now),
+            Unserved::Again | Unserved::OtherRequest | Unserved::Gone => {}
         }
+        self.store_purchase().await;
         let token = self.purchase.payment_hash();
+        if let Some(billed) = billed.as_mut().filter(|_| unserved == Unserved::Billed && self.purchase.is_doubted()) {
+            let calls_left = self.purchase.calls_left();
+            billed.notes.push(Note::TokenNotTaken { payment_hash: token, calls_left });
+        }
         if self.is_held && unserved != Unserved::Gone {
             self.held.take_back(&mut self.entry).await?;
             return Ok(Finished::Refused { token, billed });
@@ -145,6 +166,8 @@ impl Run<'_> {
         if response.status().as_u16() < 500 {
             let now = self.agent.parts.clock.now();
             match calls_left {
+                // Who answers at another path may be another than who sold it, and has no say in its end.
+                Some(0) if !self.purchase.is_of_path(self.request) => self.purchase.doubt(now),
                 Some(0) => self.purchase.mark_spent(now, "no call is left"),
                 calls_left => self.purchase.set_standing(TokenStanding::Good { calls_left }),
             }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use farebox_agent::{Charge, Redirects, Stake};
+use farebox_agent::{Charge, FetchError, Note, Redirects, Stake};
 use serde_json::json;
 
 use super::{shop::*, wallet::*};
@@ -90,10 +90,9 @@ async fn an_upstream_error_keeps_the_call_and_the_token() {
 
 #[tokio::test]
 async fn a_spent_token_is_kept_for_people_and_the_bill_that_came_with_the_refusal_is_paid() {
-    for code in ["token_spent", "token_expired", "token_revoked", "token_unknown", ""] {
-        let held = Held::new(move |attempt, _, till| match (attempt, code) {
-            (2, "") => till.bill(),
-            (2, code) => till.refuse(code),
+    for code in ["token_spent", "token_expired", "token_revoked", "token_unknown"] {
+        let held = Held::new(move |attempt, _, till| match attempt {
+            2 => till.refuse(code),
             _ => till.serve(None),
         })
         .await;
@@ -193,4 +192,91 @@ async fn a_purchase_under_way_keeps_its_token_from_others() {
     assert_eq!(read(fetched).await.0, 200);
     assert_eq!(read(me.agent().fetch(get(seller.url("/a"))).await).await.0, 200);
     assert_eq!((me.lightning.paid(), seller.distinct_credentials()), (2, 2));
+}
+
+#[tokio::test]
+async fn one_bill_too_many_does_not_take_the_calls_away_that_are_paid_for() {
+    let me = Satoshi::new(Mood::Pays);
+    let till = Arc::new(Till::new(&me.lightning));
+    let seller =
+        Seller::of_tokens(&till, |attempt, _, till| if attempt % 2 == 1 { till.serve(Some(999)) } else { till.bill() })
+            .await;
+    for _ in 0..6 {
+        assert_eq!(read(me.agent().fetch(get(seller.url("/a"))).await).await.0, 200);
+    }
+    assert_eq!((me.lightning.paid(), till.served(), me.payer.files("spent").len()), (1, 6, 0));
+}
+
+#[tokio::test]
+async fn a_seller_that_forgets_the_calls_it_sold_is_paid_twice_at_most_and_told_of() {
+    let me = Satoshi::new(Mood::Pays);
+    let till = Arc::new(Till::new(&me.lightning));
+    let known = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let seller = Seller::of_tokens(&till, move |_, seen, till| {
+        if known.lock().unwrap().insert(token_of(seen)) { till.serve(Some(999)) } else { till.bill() }
+    })
+    .await;
+    read(me.agent().fetch(get(seller.url("/a"))).await).await;
+    let first = token_of(seller.seen().last().unwrap());
+    let fetched = me.agent().fetch(get(seller.url("/a"))).await.unwrap();
+    let notes = fetched.payment.as_ref().unwrap().notes.clone();
+    assert_eq!(notes, [Note::TokenNotTaken { payment_hash: first, calls_left: Some(999) }]);
+    read(Ok(fetched)).await;
+    for _ in 0..3 {
+        let FetchError::Policy(rules) = me.agent().fetch(get(seller.url("/a"))).await.unwrap_err() else { panic!() };
+        assert_eq!(rules[0].rule.code(), "calls_forgotten");
+    }
+    assert_eq!((me.lightning.paid(), me.payer.files("tokens").len()), (2, 2));
+}
+
+#[tokio::test]
+async fn one_tenant_of_an_origin_does_not_destroy_what_was_bought_of_another() {
+    type Tenant = fn(&Till) -> axum::response::Response;
+    let tenants: [Tenant; 3] = [|till| till.refuse("token_spent"), |till| till.serve(Some(0)), Till::bill];
+    for (which, mallory) in tenants.into_iter().enumerate() {
+        let held = Held::new(move |_, seen, till| match &*seen.path {
+            "/mallory" => mallory(till),
+            _ => till.serve(Some(9)),
+        })
+        .await;
+        let poor = farebox_agent::Policy { max_msat_per_call: Some(1), ..policy() };
+        let _ = held.me.builder().policy(poor).build().unwrap().fetch(get(held.seller.url("/mallory"))).await;
+        assert_eq!(held.fetch("/a").await, Ok(200), "{which}");
+        assert_eq!((held.me.lightning.paid(), held.me.payer.files("spent").len()), (1, 0), "{which}");
+    }
+}
+
+#[tokio::test]
+async fn what_can_be_done_twice_is_not_sent_again_without_the_sellers_invitation() {
+    let post = |seller: &Seller| {
+        let mut request = reqwest::Request::new(http::Method::POST, seller.url("/send-mail"));
+        *request.body_mut() = Some("x".into());
+        request
+    };
+    type Answer = fn() -> axum::response::Response;
+    let silent: [Answer; 3] = [
+        || respond(504, &[], ""),
+        || respond(429, &[("retry-after", "0")], ""),
+        || {
+            std::thread::sleep(Duration::from_millis(500));
+            respond(200, &[], "too late")
+        },
+    ];
+    for (which, answer) in silent.into_iter().enumerate() {
+        let me = Satoshi::new(Mood::Pays);
+        let till = Arc::new(Till::new(&me.lightning));
+        let seller = Seller::of_tokens(&till, move |_, _, _| answer()).await;
+        let error = me.agent().fetch(post(&seller)).await.unwrap_err();
+        assert_eq!((error.code(), error.stake()), ("charged_not_served", Stake::Charged), "{which}");
+        assert_eq!(seller.credentials().len(), 1, "{which}");
+    }
+    let me = Satoshi::new(Mood::Pays);
+    let till = Arc::new(Till::new(&me.lightning));
+    let seller = Seller::of_tokens(&till, |attempt, _, till| {
+        let body = json!({"code": "payment_in_progress", "retry": "same_proof", "charged": "unknown"}).to_string();
+        let busy = respond(503, &[("content-type", "application/problem+json"), ("retry-after", "0")], body);
+        if attempt < 3 { busy } else { till.serve(None) }
+    })
+    .await;
+    assert_eq!(read(me.agent().fetch(post(&seller)).await).await.0, 200);
 }

@@ -239,6 +239,13 @@ fn note(note: &Note) -> String {
     match note {
         Note::PayToChanged { was, now } => format!("a second bill named the recipient {now} instead of {was}"),
         Note::PriceChanged { was, now } => format!("a second bill asked for {now} instead of {was}"),
+        Note::TokenNotTaken { payment_hash, calls_left } => {
+            let calls = calls_left
+                .map_or_else(String::new, |calls| format!(", which has {calls} calls left by its earlier word"));
+            format!(
+                "the seller did not take the token of the invoice {payment_hash}{calls}; it is kept, and another was paid for"
+            )
+        }
         Note::RoutingFeeOverLimit { fee_msat, max_msat } => {
             format!(
                 "the wallet paid {} sat for the way; it was told to pay {} at most",
