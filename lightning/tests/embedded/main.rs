@@ -1,5 +1,7 @@
 //! The embedded node with lnd for a counterpart, on a real chain: paid, paying, killed in the middle, and the ways into its directory.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod child;
 mod paid;
 mod paying;
