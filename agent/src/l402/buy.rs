@@ -93,7 +93,9 @@ impl Agent {
             let authorization = order(&risen, idempotency_key, parts.clock.now());
             return Ok(Ordered { authorization, begun: Begun { purchase: Box::new(risen), lock, is_fresh: false } });
         }
-        self.check_doubted(request).await?.map_or(Ok(()), |rule| Err(forbidden(rule.into())))?;
+        if let Some(rule) = self.forgotten(request).await? {
+            return Err(forbidden(rule.into()));
+        }
         let lock = parts.journal.hold_invoice(bill.payment_hash(), wait).await?;
         if let Some(known) = parts.journal.purchase(bill.payment_hash()).await?
             && !self.is_unpaid(&known, &**wallet, &wallet_id).await?
@@ -137,7 +139,7 @@ impl Agent {
     }
 
     /// A seller that forgets the calls it sold is not paid for them again and again.
-    async fn check_doubted(&self, request: &Replayable) -> Result<Option<LightningRule>, JournalError> {
+    async fn forgotten(&self, request: &Replayable) -> Result<Option<LightningRule>, JournalError> {
         let now = self.parts.clock.now();
         let mut doubted = self.parts.journal.purchases_of(request.origin()).await?;
         doubted.retain(|one| {
