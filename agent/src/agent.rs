@@ -22,7 +22,7 @@ use crate::{
     l402::{L402Bill, LightningMade, Purchase},
     policy::{Acceptable, Outstanding, Policy, PolicyRule},
     request::Replayable,
-    retry::{Redirects, RetryPolicy},
+    retry::{PlainHttp, Redirects, RetryPolicy},
     transfer::TransferMade,
 };
 
@@ -46,6 +46,7 @@ pub(crate) struct Parts {
     pub(crate) retry: RetryPolicy,
     pub(crate) on_foreign_resend: Option<fn(&Entry)>,
     redirects: Redirects,
+    plain_http: PlainHttp,
     client: reqwest::Client,
 }
 
@@ -61,6 +62,7 @@ pub struct AgentBuilder {
     retry: RetryPolicy,
     on_foreign_resend: Option<fn(&Entry)>,
     redirects: Redirects,
+    plain_http: PlainHttp,
     client: Option<reqwest::ClientBuilder>,
 }
 
@@ -128,6 +130,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Whether payments travel without TLS.
+    #[must_use]
+    pub const fn plain_http(mut self, plain_http: PlainHttp) -> Self {
+        self.plain_http = plain_http;
+        self
+    }
+
     /// The HTTP client's own settings: proxies, roots, user agent. Its redirect policy, retries and timeouts are replaced, for
     /// a client that follows a redirect by itself would hand the payment to whoever it leads to.
     #[must_use]
@@ -167,6 +176,7 @@ impl AgentBuilder {
             retry: self.retry,
             on_foreign_resend: self.on_foreign_resend,
             redirects: self.redirects,
+            plain_http: self.plain_http,
             client,
         };
         Ok(Agent { parts: Arc::new(parts) })
@@ -471,6 +481,10 @@ impl Agent {
             let judged = judged.and_then(|fine| if self.parts.lightning.is_some() { Ok(fine) } else { Err(no_wallet) });
             offers.push(QuotedOffer::new(&bill.offer, judged));
         }
+        let barrier = self.barrier(&request);
+        if let Some(rule) = &barrier {
+            offers.iter_mut().for_each(|offer| offer.judgement = Err(rule.clone()));
+        }
         let evm = self.parts.wallet.as_ref();
         let chosen = policy.rails.iter().find_map(|rail| match rail {
             RailName::X402 => Some(evm.and(policy.choose(x402.as_ref()?, Outstanding::default()).ok())?.index),
@@ -479,10 +493,13 @@ impl Agent {
                 Some(of_x402 + evm.and(terms.as_ref())?.choices(Outstanding::default()).0.first()?.index)
             }
         });
-        if let Some(offer) = chosen.and_then(|index| offers.get_mut(index)) {
+        if let Some(offer) = chosen.filter(|_| barrier.is_none()).and_then(|index| offers.get_mut(index)) {
             offer.chosen = true;
         }
-        let token = self.held_token(&request, l402.as_deref(), &BTreeSet::new()).await?.map(Box::new);
+        let token = match barrier {
+            Some(_) => None,
+            None => self.held_token(&request, l402.as_deref(), &BTreeSet::new()).await?.map(Box::new),
+        };
         let invoice = l402.as_deref().map(|bill| Box::new(QuotedInvoice::of(bill)));
         let open = open.map(Box::new);
         Ok(Quote::Bill { url: request.url, description, offers, invoice, token, skipped, notes, open })
@@ -574,8 +591,17 @@ impl Agent {
     fn hops_max(&self) -> u32 {
         match self.parts.redirects {
             Redirects::Return => 0,
-            Redirects::Follow { hops_max } => hops_max,
+            Redirects::Follow { hops_max } | Redirects::FollowAndPay { hops_max } => hops_max,
         }
+    }
+
+    /// Why nothing is paid for this request and no token sent with it, whatever the bill says.
+    pub(crate) fn barrier(&self, request: &Replayable) -> Option<PolicyRule> {
+        if request.is_plain() && self.parts.plain_http == PlainHttp::Unpaid {
+            return Some(PolicyRule::PlainHttp { host: request.host() });
+        }
+        let stays = !request.is_elsewhere() || matches!(self.parts.redirects, Redirects::FollowAndPay { .. });
+        (!stays).then(|| PolicyRule::Elsewhere { origin: request.origin() })
     }
 }
 

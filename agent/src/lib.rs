@@ -43,5 +43,5 @@ pub use l402::{
     L402BillError, LightningError, LightningMade, LightningRule, PaidToken, Purchase, Stage, TokenFacts, TokenStanding,
 };
 pub use policy::{Acceptable, Policy, PolicyRule, RoutingFee, VALID_FOR_MAX};
-pub use retry::{Redirects, RetryPolicy};
+pub use retry::{PlainHttp, Redirects, RetryPolicy};
 pub use transfer::{NotSent, TransferMade};

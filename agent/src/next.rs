@@ -197,7 +197,8 @@ impl Agent {
     }
 
     fn draws(&self, request: &Replayable) -> bool {
-        self.parts.policy.rails.contains(&RailName::L402) && request.method != Method::HEAD
+        let wanted = self.parts.policy.rails.contains(&RailName::L402) && request.method != Method::HEAD;
+        wanted && self.barrier(request).is_none()
     }
 
     /// Asks for another bill; the inner error is an answer that needs none.

@@ -107,6 +107,20 @@ pub enum PolicyRule {
         /// Which.
         rail: RailName,
     },
+    /// The bill came without TLS: anybody on the way may have written it.
+    #[error(
+        "{host} is asked over plain http, where anybody on the way can change who is paid and read what was bought; ask it over https"
+    )]
+    PlainHttp {
+        /// The seller's.
+        host: String,
+    },
+    /// A redirect led to another origin than the one that was asked.
+    #[error("a redirect led to {origin}, and only the origin that was asked is paid")]
+    Elsewhere {
+        /// Where it led.
+        origin: String,
+    },
     /// A rule of Lightning's own.
     #[error(transparent)]
     Lightning(#[from] LightningRule),
@@ -215,6 +229,8 @@ impl PolicyRule {
             Self::Scheme { .. } => "scheme_not_supported",
             Self::Rail { .. } => "rail_not_allowed",
             Self::NoWallet { .. } => "no_wallet",
+            Self::PlainHttp { .. } => "plain_http",
+            Self::Elsewhere { .. } => "redirected_elsewhere",
             Self::Lightning(rule) => rule.code(),
             Self::OtherRequest { .. } => "bill_for_another_request",
             Self::ToItself { .. } => "transfer_to_itself",

@@ -5,7 +5,7 @@ use farebox_core::Untrusted;
 use farebox_wire::l402;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use reqwest::Request;
-use url::Url;
+use url::{Host, Url};
 
 use crate::{
     entry::{Fingerprint, SecretHeader},
@@ -17,10 +17,10 @@ const CREDENTIAL_HEADERS: [&str; 6] =
     ["payment-signature", "x-payment", "x-payment-hash", "x-payment-code", "macaroon", "grpc-metadata-macaroon"];
 
 /// Headers that another origin must not see after a redirect.
-const ORIGIN_HEADERS: [HeaderName; 4] =
-    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION, header::HOST];
+const ORIGIN_HEADERS: [HeaderName; 5] =
+    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION, header::HOST, IDEMPOTENCY_KEY];
 
-/// Source: draft-ietf-httpapi-idempotency-key-header.
+/// Source: draft-ietf-httpapi-idempotency-key-header. Whoever knows one can ask for the answer that was paid for with it.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// A request, its body in memory.
@@ -31,6 +31,8 @@ pub(crate) struct Replayable {
     headers: HeaderMap,
     body: Bytes,
     label: String,
+    /// Whether a redirect led away from the origin that the caller named.
+    is_elsewhere: bool,
 }
 
 impl Replayable {
@@ -54,7 +56,7 @@ impl Replayable {
             return Err(RequestError::Scheme { scheme: Untrusted::new(request.url().scheme()) });
         }
         let (method, url, headers) = (request.method().clone(), request.url().clone(), request.headers().clone());
-        Ok(Self { method, url, headers, body, label: label.to_owned() })
+        Ok(Self { method, url, headers, body, label: label.to_owned(), is_elsewhere: false })
     }
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {
@@ -64,6 +66,23 @@ impl Replayable {
     /// Scheme, host and port.
     pub(crate) fn origin(&self) -> String {
         self.url.origin().ascii_serialization()
+    }
+
+    /// Whether a redirect led away from the origin that the caller named.
+    pub(crate) const fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
+    }
+
+    /// Whether it goes over a network without TLS.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.url.scheme() == "http"
+            && !match self.url.host() {
+                Some(Host::Ipv4(address)) => address.is_loopback(),
+                Some(Host::Ipv6(address)) => address.is_loopback(),
+                // Source: RFC 6761 §6.3.
+                Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+                None => false,
+            }
     }
 
     /// Whether the caller gave an `Authorization` of its own.
@@ -119,6 +138,9 @@ impl Replayable {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(wrong(format!("redirected to {}, which is not http or https", shown())));
         }
+        if self.url.scheme() == "https" && url.scheme() == "http" {
+            return Err(wrong(format!("redirected from https to {}, which anybody on the way can read", shown())));
+        }
         let mut next = self.clone();
         let becomes_get = match status.as_u16() {
             303 => self.method != Method::HEAD,
@@ -136,6 +158,7 @@ impl Replayable {
             for name in ORIGIN_HEADERS {
                 next.headers.remove(name);
             }
+            next.is_elsewhere = true;
         }
         next.url = url;
         Ok(Some(next))

@@ -82,9 +82,26 @@ pub enum Redirects {
     /// The 3xx is the answer.
     #[default]
     Return,
-    /// At most so many; the bill is that of the last URL.
+    /// At most so many; the bill is that of the last URL. Once another origin answers nothing is paid and no held token sent: a redirect is not
+    /// the owner's word on whom to pay.
     Follow {
         /// How many.
         hops_max: u32,
     },
+    /// At most so many, and whoever the last one leads to is paid.
+    FollowAndPay {
+        /// How many.
+        hops_max: u32,
+    },
+}
+
+/// Whether payments travel without TLS, where whoever is on the way reads tokens and puts his own bill in the seller's place. To this
+/// machine they always may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlainHttp {
+    /// Over `http` nothing is paid and no held token sent.
+    #[default]
+    Unpaid,
+    /// Paid as over `https`.
+    Paid,
 }

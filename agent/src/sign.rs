@@ -2,7 +2,7 @@
 //! be lost by it.
 
 use farebox_core::{
-    EvmAddress, Offer, RailName, Timestamp, X402Credential,
+    Amount, EvmAddress, Offer, RailName, Timestamp, X402Credential,
     ports::{Wallet, WalletError},
 };
 use farebox_wire::transfer::ReadBill;
@@ -62,6 +62,9 @@ impl Agent {
         let policy = &self.parts.policy;
         if request.method == Method::HEAD {
             return Err(FetchError::HeadNotSold { price: policy.cheapest(billed) }.into());
+        }
+        if let Some(rule) = self.barrier(request) {
+            return Err(FetchError::Policy(refused_by(billed, |_| Some(rule.clone()))).into());
         }
         let (mut refused, mut failed) = (Vec::new(), None);
         let key = self.idempotency_key(request)?;
@@ -217,7 +220,7 @@ impl Agent {
             Cure::IfTermsChanged => !still_offered || from_before,
             Cure::None => false,
         };
-        if !may_help || made.signatures >= SIGNATURES_MAX {
+        if !may_help || self.barrier(request).is_some() || made.signatures >= SIGNATURES_MAX {
             return Ok(None);
         }
         let outstanding = entry.outstanding(self.parts.clock.now(), started.at);
@@ -254,19 +257,21 @@ fn no_wallet(offer: &Offer) -> NotBy {
 
 /// The offers of a bill on rails that the policy leaves out.
 fn unwanted(policy: &Policy, billed: &Billed) -> Vec<RefusedOffer> {
+    refused_by(billed, |rail| (!policy.rails.contains(&rail)).then_some(PolicyRule::Rail { rail }))
+}
+
+/// The offers of a bill that a rule for their rail forbids.
+fn refused_by(billed: &Billed, rule: impl Fn(RailName) -> Option<PolicyRule>) -> Vec<RefusedOffer> {
     let x402 =
         billed.x402.iter().flat_map(|bill| &bill.requirements).map(|asked| (RailName::X402, &asked.offer.amount));
     let transfers = billed.transfer.iter().flat_map(|read| &read.bill.options);
     let transfers = transfers.map(|option| (RailName::Transfer, &option.amount));
     let sats = billed.l402.iter().map(|bill| (RailName::L402, &bill.offer.amount));
-    let left_out = x402.chain(transfers).chain(sats).filter(|(rail, _)| !policy.rails.contains(rail));
-    left_out
-        .map(|(rail, amount)| RefusedOffer {
-            network: amount.asset.network().clone(),
-            asset: amount.asset.clone(),
-            rule: PolicyRule::Rail { rail },
-        })
-        .collect()
+    let all = x402.chain(transfers).chain(sats);
+    all.filter_map(|(rail, Amount { asset, .. })| {
+        Some(RefusedOffer { network: asset.network().clone(), asset: asset.clone(), rule: rule(rail)? })
+    })
+    .collect()
 }
 
 /// Whether the wallet signed this offer and nothing else: it may be a program of somebody else's, and what it signed is about to

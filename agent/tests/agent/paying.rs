@@ -1,6 +1,6 @@
 //! Bills that are paid, and bills that the policy forbids.
 
-use farebox_agent::{Charge, Policy, PolicyRule, Quote, Redirects, Usd};
+use farebox_agent::{Charge, PlainHttp, Policy, PolicyRule, Quote, Redirects, Usd};
 use farebox_agent::{DollarAsset, FetchError};
 
 use crate::support::*;
@@ -155,21 +155,41 @@ async fn an_upload_is_identical_on_the_paid_retry_and_a_stream_is_not_sent_at_al
 
 #[tokio::test]
 async fn redirects_before_payment_are_followed_only_when_asked_and_carry_no_secrets_away() {
-    let shop = Seller::start(|attempt, _| if attempt == 0 { bill(&[cent()]) } else { goods() }).await;
+    let shop = Seller::start(|attempt, _| if attempt < 2 { bill(&[cent()]) } else { goods() }).await;
     let target = shop.url("/there").to_string();
     let front = Seller::start(move |_, _| respond(302, &[("location", &target)], "")).await;
     let payer = Payer::new();
     let request = || {
         let mut request = get(front.url("/"));
         request.headers_mut().insert("authorization", "Bearer secret".parse().unwrap());
+        request.headers_mut().insert("idempotency-key", "\"of the front\"".parse().unwrap());
         request.headers_mut().insert("x-kept", "1".parse().unwrap());
         request
     };
     assert_eq!(read(payer.agent().fetch(request()).await).await.0, 302);
     let following = payer.builder().redirects(Redirects::Follow { hops_max: 3 }).build().unwrap();
+    let refused = following.fetch(request()).await.unwrap_err().to_string();
+    assert!(refused.contains("a redirect led to http://127.0.0.1:") && payer.wallet.signed() == 0, "{refused}");
+    let following = payer.builder().redirects(Redirects::FollowAndPay { hops_max: 3 }).build().unwrap();
     assert_eq!(read(following.fetch(request()).await).await, (200, "goods".to_owned()));
     assert!(shop.seen().iter().all(|s| !s.headers.contains_key("authorization") && s.headers.contains_key("x-kept")));
     assert!(front.credentials().is_empty());
+    assert!(shop.seen().iter().all(|s| s.headers.get("idempotency-key").is_none_or(|key| key != "\"of the front\"")));
+}
+
+#[tokio::test]
+async fn nothing_is_paid_over_plain_http_unless_the_owner_says_so() {
+    let seller = Seller::start(|attempt, _| if attempt < 2 { bill(&[cent()]) } else { goods() }).await;
+    let (payer, mut url) = (Payer::new(), seller.url("/"));
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], url.port().unwrap()));
+    url.set_host(Some("shop.test")).unwrap();
+    let agent = |plain| {
+        let client = reqwest::Client::builder().resolve("shop.test", address);
+        payer.builder().client(client).plain_http(plain).build().unwrap()
+    };
+    let refused = agent(PlainHttp::Unpaid).fetch(get(url.clone())).await.unwrap_err().to_string();
+    assert!(refused.contains("plain http") && payer.wallet.signed() == 0, "{refused}");
+    assert_eq!(read(agent(PlainHttp::Paid).fetch(get(url)).await).await.0, 200);
 }
 
 #[tokio::test]
