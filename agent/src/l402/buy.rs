@@ -30,7 +30,7 @@ const PREIMAGE_LOOKS_MAX: usize = 4;
 /// what was on its way when it ended may arrive, as long as a payee can hold it.
 const DOUBTED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// The reasons of a wallet for which it sent nothing, by their meaning.
-const NOTHING_SENT: [&str; 2] = ["insufficient_balance", "invoice_expired"];
+const NOTHING_SENT: [&str; 3] = ["insufficient_balance", "invoice_expired", "not_allowed"];
 /// With so many tokens of which the seller said that they have calls left, and takes none, no other is bought for the same.
 const DOUBTED_MAX: usize = 2;
 /// How many failed ones of a request are looked up again.

@@ -149,7 +149,7 @@ pub enum PayOutcome {
     Paid(PaidOut),
     /// Not paid, and nothing is under way that could still pay it.
     Failed {
-        /// Stable, snake_case: `no_route`, `insufficient_balance`, `invoice_expired`, `refused`, `timeout`.
+        /// Stable, snake_case: `no_route`, `insufficient_balance`, `invoice_expired`, `not_allowed` (by the wallet's owner), `refused`, `timeout`.
         code: &'static str,
         /// For people.
         detail: String,

@@ -156,6 +156,7 @@ async fn a_failure_that_only_the_wallets_word_tells_of_leads_to_no_other_payment
         ("timeout", unclear(), 0),
         // Then nothing can have been sent.
         ("insufficient_balance", Ok(200), 1),
+        ("not_allowed", Ok(200), 1),
     ] {
         let me = Satoshi::new(Mood::Refuses(code));
         let till = Arc::new(Till::new(&me.lightning));

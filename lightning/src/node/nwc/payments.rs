@@ -112,7 +112,12 @@ impl Nwc {
 }
 
 fn failed(said: &Said) -> PayOutcome {
-    let code = if said.code == "INSUFFICIENT_BALANCE" { "insufficient_balance" } else { "refused" };
+    let code = match &*said.code {
+        "INSUFFICIENT_BALANCE" => "insufficient_balance",
+        "QUOTA_EXCEEDED" | "RESTRICTED" | "UNAUTHORIZED" | "NOT_IMPLEMENTED" => "not_allowed",
+        // Some fail when they no longer wait for what is on its way.
+        _ => "refused",
+    };
     PayOutcome::Failed { code, detail: said.to_string() }
 }
 
