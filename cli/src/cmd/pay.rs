@@ -17,8 +17,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use farebox_agent::{
-    Agent, Charge, DollarAsset, FetchError, Journal, LightningError, NotSent, PaymentMade, Policy, Quote, Redirects,
-    RetryPolicy, RoutingFee, Stake, Usd, well_known_assets,
+    Agent, Charge, DollarAsset, FetchError, Journal, LightningError, NotSent, PaymentMade, PlainHttp, Policy, Quote,
+    Redirects, RetryPolicy, RoutingFee, Stake, Usd, well_known_assets,
 };
 use farebox_core::{
     AssetId, BitcoinNetwork, Decimal, EvmAddress, Network, RailName,
@@ -77,7 +77,7 @@ valid, so that a seller who broke its word could charge it until then.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct PayArgs {
-    /// What to fetch; http:// if it has no scheme
+    /// What to fetch; https:// if it has no scheme, and http:// for localhost
     #[arg(value_name = "URL")]
     url: String,
     /// The method, as it is [default: GET, or POST with data]
@@ -107,6 +107,12 @@ pub(crate) struct PayArgs {
     /// Follow redirects of the unpaid request; a paid one is never redirected
     #[arg(short = 'L', long)]
     location: bool,
+    /// Pay also where a redirect leads, whoever that is; without it only the origin of the URL is paid
+    #[arg(long, requires = "location")]
+    pay_redirects: bool,
+    /// Pay over plain http too, where anybody on the way can change who is paid; to this machine it is always allowed
+    #[arg(long)]
+    allow_http: bool,
     /// The most this call may cost, such as 0.10 [default: $0.10]
     #[arg(long, value_name = "DOLLARS", value_parser = dollars)]
     max: Option<Usd>,
@@ -127,7 +133,8 @@ pub(crate) struct PayArgs {
     /// What one bitcoin is worth in dollars: then --max counts over Lightning too
     #[arg(long, value_name = "DOLLARS")]
     btc_usd: Option<Decimal>,
-    /// The most that forwarding nodes may take of a Lightning payment: percent of it, and how many sats are fine in any case
+    /// The most that forwarding nodes may take of a Lightning payment: percent of it, and how many sats are fine in any
+    /// case. Nostr Wallet Connect knows no such limit: what such a wallet takes is told afterwards
     #[arg(long, value_name = "PERCENT[,SATS]", default_value = "5,10", value_parser = routing_fee)]
     max_routing_fee: RoutingFee,
     /// The most that the gas of a transfer may cost, in whole coins of its network [default: 0.001]
@@ -265,7 +272,12 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
         retry.transfer_deadline = retry.deadline;
     }
     let client = reqwest::Client::builder().user_agent(concat!("farebox/", env!("CARGO_PKG_VERSION")));
-    let redirects = if args.location { Redirects::Follow { hops_max: REDIRECTS_MAX } } else { Redirects::Return };
+    let redirects = match (args.location, args.pay_redirects) {
+        (false, _) => Redirects::Return,
+        (true, false) => Redirects::Follow { hops_max: REDIRECTS_MAX },
+        (true, true) => Redirects::FollowAndPay { hops_max: REDIRECTS_MAX },
+    };
+    let plain_http = if args.allow_http { PlainHttp::Paid } else { PlainHttp::Unpaid };
     let Wallets { evm, lightning } = wallet::open(args, context)?;
     let mut agent = Agent::builder();
     if let Some(wallet) = evm {
@@ -281,6 +293,7 @@ fn agent(args: &PayArgs, context: &PayContext) -> anyhow::Result<Agent> {
         .policy(policy)
         .retry(retry)
         .redirects(redirects)
+        .plain_http(plain_http)
         .on_foreign_resend(output::foreign_resend)
         .client(client);
     Ok(agent.build()?)
@@ -470,7 +483,7 @@ impl Failure {
         };
         match error {
             FetchError::Policy(_) => Some(
-                "--dry-run shows the whole bill; --max, --max-sat, --btc-usd, --asset, --network and --rail widen the policy",
+                "--dry-run shows the whole bill; --max, --max-sat, --btc-usd, --asset, --network, --rail, --pay-redirects and --allow-http widen the policy",
             ),
             FetchError::Lightning(LightningError::Unclear { .. }) => {
                 Some("run the same command again: it asks the wallet what became of this payment and cannot pay twice")

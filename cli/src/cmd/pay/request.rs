@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use http::{HeaderName, HeaderValue, Method, header};
 use reqwest::Request;
-use url::Url;
+use url::{Host, Url};
 
 use super::PayArgs;
 
@@ -46,12 +46,23 @@ pub(super) fn build(args: &PayArgs) -> anyhow::Result<Request> {
 }
 
 fn url(text: &str) -> anyhow::Result<Url> {
-    let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url: Url = with_scheme.parse().with_context(|| format!("expected a URL, found {text:?}"))?;
+    let parsed = |text: &str| text.parse::<Url>().with_context(|| format!("expected a URL, found {text:?}"));
+    let url = if text.contains("://") { parsed(text)? } else { parsed(&format!("https://{text}"))? };
+    // What is on this machine is seldom behind TLS, and nobody is on the way to it.
+    let url = if text.contains("://") || !is_loopback(&url) { url } else { parsed(&format!("http://{text}"))? };
     ensure!(matches!(url.scheme(), "http" | "https"), "expected an http or https URL, found scheme {}", url.scheme());
     let no_login = url.username().is_empty() && url.password().is_none();
     ensure!(no_login, "a name or password in the URL would end up in the journal; use -H 'Authorization: …'");
     Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
 }
 
 /// `Name: value`, `Name;` for an empty value, `Name:` for none.

@@ -301,7 +301,9 @@ fn built(line: &[&str]) -> reqwest::Request {
 #[test]
 fn data_means_post_and_a_form_as_with_curl() {
     let request = built(&["example.test/x", "-d", "a=1", "-d", "b=2"]);
-    assert_eq!((request.method(), request.url().as_str()), (&Method::POST, "http://example.test/x"));
+    assert_eq!((request.method(), request.url().as_str()), (&Method::POST, "https://example.test/x"));
+    assert_eq!(built(&["localhost:8402/x"]).url().as_str(), "http://localhost:8402/x");
+    assert_eq!(built(&["127.0.0.1.example.test"]).url().scheme(), "https");
     assert_eq!(request.headers()["content-type"], "application/x-www-form-urlencoded");
     assert_eq!(request.body().unwrap().as_bytes(), Some(&b"a=1&b=2"[..]));
 
