@@ -1,7 +1,7 @@
 //! A Lightning node within this process, over ldk-node: for sellers who have none.
 //!
 //! ldk-node keeps channels, payments and the wallet; what is ours beside it is a store of news (`news.sqlite`) whose order the cursor of
-//! [`LightningNode::settlements`] points into, the lock on the directory, and the answer for payments that a crash cut off.
+//! `LightningNode::settlements` points into, the lock on the directory, and the answer for payments that a crash cut off.
 
 mod config;
 mod control;
