@@ -192,7 +192,7 @@ async fn an_invoice_is_paid_once_and_only_what_is_certain_is_said_of_it() {
     }
     // Said no, and looked up.
     check([none(), none()], no("INSUFFICIENT_BALANCE"), "insufficient_balance", 1).await;
-    check([none(), none()], no("QUOTA_EXCEEDED"), "refused", 1).await;
+    check([none(), none()], no("QUOTA_EXCEEDED"), "not_allowed", 1).await;
     check([none(), out("failed")], no("PAYMENT_FAILED"), "refused", 1).await;
     check([none(), out("failed")], no("INTERNAL"), "refused", 1).await;
     check([none(), out("pending")], no("PAYMENT_FAILED"), "unknown", 1).await;
